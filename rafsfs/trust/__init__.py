@@ -1,0 +1,3 @@
+"""What may be believed, and in what order: keys, wrapping, signatures, freshness, opening; no file I/O but
+key files.
+"""
