@@ -1,0 +1,357 @@
+"""Encoded chunks and pages of files that lie far away: out of the node cache, or by few and large requests.
+
+Nothing is decoded here and no key is used: what comes over the network is compared with the digest in sealed
+metadata, once that is known, before anybody gets it or it is kept. What the node cache has is compared by
+whoever decodes it, who asks ``again`` when it is something else. Adjacent chunks that are missing come with
+one request; readers who want the same one wait for one request; each gets its chunk as soon as that has
+arrived.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import partial
+from typing import Final
+
+from blake3 import blake3
+
+from rafsfs.errors import DigestMismatch, RafsError, StoreUnavailable
+from rafsfs.limits import READ_DEADLINE_S
+from rafsfs.reading.fetcher import Fetcher, Place, Places
+from rafsfs.store.base import RemoteFile
+from rafsfs.types import EncodedBytes
+
+log = logging.getLogger("rafsfs.reading")
+
+HEAD_BYTES: Final = 256 << 10
+"""Of a bootstrap, fetched with the first byte that is asked for: what opening needs, and most small images'
+metadata."""
+
+PAGES_AHEAD_BYTES: Final = 128 << 10  # a round trip at 100 Mbit/s and 10 ms; a dozen pages
+STREAM_BYTES_MIN: Final = 256 << 10  # on their way for who reads on where he left off, doubled each time
+STREAM_BYTES_MAX: Final = 4 << 20  # a third of a second at 100 Mbit/s: round trips are hidden behind it
+REQUEST_BYTES_MAX: Final = 1 << 20  # so that several are under way
+LAYER_GAP_BYTES: Final = (
+    64 << 10
+)  # of plain bytes: headers of files, and small files that an upper layer hides
+_ENDS_KEPT: Final = 8  # readers, or threads of one, told apart
+
+
+class FetchedFile:
+    """A blob or bootstrap that is read through a fetcher; see ``StoredFile``."""
+
+    def __init__(
+        self, file: RemoteFile, fetcher: Fetcher, *, ahead_bytes: int = 0, is_layer: bool = False
+    ) -> None:
+        """``ahead_bytes`` are fetched with every request at least, as what follows is small.
+
+        ``is_layer`` is for a stock image's: what lies between its chunks is decompressed in any case, and
+        sealed metadata are wanted for that.
+        """
+        self.name = file.name
+        self.size = file.size
+        self.places: Places | None = None
+        self._file = file
+        self._fetcher = fetcher
+        self._lock = threading.Lock()
+        self._flights: dict[int, Future[EncodedBytes]] = {}
+        self._head: bytes | None = None
+        self._is_distrusted = False
+        self._was_read_behind_head = False
+        self._hint = 0
+        self._ends: deque[int] = deque(maxlen=_ENDS_KEPT)  # behind the chunks that were asked for lately
+        self._looked_to = 0  # where looking for what a stream will want is to go on
+        self._ahead_bytes = ahead_bytes
+        self._is_layer = is_layer
+        self._stream_bytes = 0
+
+    def use(self, places: Places) -> None:
+        """From now on check and keep what is fetched: ``places`` are sealed."""
+        self.places = places
+
+    def close(self) -> None:
+        """See ``StoredFile.close``."""
+        self._file.close()
+
+    def read_range(self, offset: int, length: int) -> EncodedBytes:
+        """See ``StoredFile.read_range``. Raises DigestMismatch when the origin has something else."""
+        if self.places is None:
+            return self._from_head(offset, length)
+        wanted = self._run(offset, length)
+        if wanted is None:
+            return self._file.read_range(offset, length)
+        if len(wanted) == 1:
+            return self._chunks(wanted)[0]
+        return EncodedBytes(b"".join(self._chunks(wanted)))
+
+    def again(self, offset: int, length: int) -> EncodedBytes | None:
+        """See ``Recoverable.again``: what the node cache has of it is removed, and fetched."""
+        wanted = None if self.places is None else self._run(offset, length)
+        if wanted is None:
+            return None
+        for place in wanted.values():
+            self._fetcher.discard(place)
+        return EncodedBytes(b"".join(self._chunks(wanted, from_cache=False)))
+
+    def missing(self, indexes: Sequence[int]) -> list[int]:
+        """Which of these chunks are neither here nor on their way."""
+        assert self.places is not None
+        places = [self.places[index] for index in indexes]
+        return [
+            index
+            for index, place in zip(indexes, places, strict=True)
+            if index not in self._flights and not self._fetcher.has(place)
+        ]
+
+    def fetch(self, indexes: Sequence[int]) -> None:
+        """Fetch adjacent chunks that nobody waits for, on this thread. Raises RafsError."""
+        assert self.places is not None
+        places = {index: self.places[index] for index in indexes}
+        claimed, _ = self._claim(places)
+        with self._ended_on_error(claimed):
+            for span in self._spans(sorted(claimed), places):
+                self._fetch(span, places)
+        for flight in claimed.values():
+            flight.result(0)
+
+    # --- Before the digests are known ---------------------------------------------------------------------
+
+    def distrust(self) -> bool:
+        """Ask the origin for the head anew; False when it has the same. Raises StoreError."""
+        with self._lock:
+            before, self._head = self._head, None
+            self._is_distrusted = True
+        self._from_head(0, 0)
+        return self._head != before or self._was_read_behind_head
+
+    def _from_head(self, offset: int, length: int) -> EncodedBytes:
+        end = min(self.size, HEAD_BYTES)
+        if offset + length > end:
+            self._was_read_behind_head = True
+            return self._unchecked(offset, length)
+        with self._lock:
+            if self._head is None:
+                self._head = self._unchecked(0, end)
+            return EncodedBytes(self._head[offset : offset + length])
+
+    def _unchecked(self, offset: int, length: int) -> EncodedBytes:
+        body = bytearray()
+        self._file.stream_range(offset, length, body.extend, afresh=self._is_distrusted)
+        return EncodedBytes(bytes(body))
+
+    def _in_head(self, place: Place) -> EncodedBytes | None:
+        """A page that came with the head, if it is the one."""
+        head = self._head
+        if head is None or place.end > len(head):
+            return None
+        data = head[place.offset : place.end]
+        return EncodedBytes(data) if blake3(data).digest() == place.chunk_id else None
+
+    # --- Chunks -------------------------------------------------------------------------------------------
+
+    def _run(self, offset: int, length: int) -> dict[int, Place] | None:
+        """The chunks that make up a range exactly, by index; None when it is no run of whole chunks."""
+        assert self.places is not None
+        places = self.places
+        index = self._find(offset, places)
+        if index is None:
+            return None
+        self._hint = index
+        found: dict[int, Place] = {}
+        position, end = offset, offset + length
+        while position < end and index < len(places):
+            place = places[index]
+            if place.offset != position:
+                return None
+            found[index] = place
+            position = place.end
+            index += 1
+        return found if position == end and found else None
+
+    def _find(self, offset: int, places: Places) -> int | None:
+        for index in (self._hint, self._hint + 1):
+            if index < len(places) and places[index].offset == offset:
+                return index
+        index = bisect_left(range(len(places)), offset, key=lambda number: places[number].offset)
+        return index if index < len(places) and places[index].offset == offset else None
+
+    def _chunks(self, wanted: dict[int, Place], *, from_cache: bool = True) -> list[EncodedBytes]:
+        """The bytes of these chunks; those of the node cache were not checked."""
+        here: dict[int, EncodedBytes] = {}
+        for index, place in wanted.items():
+            data = self._in_head(place) or (self._fetcher.known(place) if from_cache else None)
+            if data is not None:
+                here[index] = data
+        missing = {index: place for index, place in wanted.items() if index not in here}
+        ahead = self._ahead(min(wanted), max(wanted))
+        self._fetcher.count(cached=len(here), ahead=len(ahead))
+        if missing or ahead:
+            both = missing | ahead
+            claimed, joined = self._claim(both)
+            self._fetcher.count(joined=sum(index in missing for index in joined))
+            with self._ended_on_error(claimed):
+                for span in self._spans(sorted(claimed), both):
+                    self._fetcher.for_reader(partial(self._fetch, span, both), wants_metadata=self._is_layer)
+            for index in missing:
+                here[index] = _landed(claimed.get(index) or joined[index])
+        return [here[index] for index in wanted]
+
+    def _ahead(self, first: int, last: int) -> dict[int, Place]:
+        """The chunks behind ``last`` to fetch now for who reads one after the other; mostly none.
+
+        Several threads may follow one stream, so the last few requests count, not only the very last.
+        """
+        assert self.places is not None
+        with self._lock:
+            is_stream = any(0 <= first - end <= 1 for end in self._ends)
+            self._ends.append(last + 1)
+            if is_stream:
+                self._stream_bytes = min(STREAM_BYTES_MAX, max(STREAM_BYTES_MIN, 2 * self._stream_bytes))
+            else:
+                self._stream_bytes //= 2
+                self._looked_to = last + 1
+            start = max(last + 1, self._looked_to)
+        if not self._fetcher.ahead_allowed:
+            return {}
+        limit = self.places[last].end + (self._stream_bytes if is_stream else self._ahead_bytes)
+        found: dict[int, Place] = {}
+        for index in range(start, len(self.places)):
+            place = self.places[index]
+            if not self.places[last].end <= place.offset or place.end > limit:
+                break
+            if index not in self._flights and not self._fetcher.has(place):
+                found[index] = place
+            self._looked_to = index + 1
+        return found
+
+    def _claim(
+        self, places: dict[int, Place]
+    ) -> tuple[dict[int, Future[EncodedBytes]], dict[int, Future[EncodedBytes]]]:
+        """Flights that are ours to bring home, and those of others, by index."""
+        claimed: dict[int, Future[EncodedBytes]] = {}
+        joined: dict[int, Future[EncodedBytes]] = {}
+        with self._lock:
+            for index in places:
+                flight = self._flights.get(index)
+                if flight is None:
+                    claimed[index] = self._flights[index] = Future()
+                else:
+                    joined[index] = flight
+        return claimed, joined
+
+    def _fetch(self, span: Sequence[int], places: dict[int, Place]) -> None:
+        """Bring adjacent chunks home, each as soon as it is there; failures go to who waits."""
+        left = list(span)
+        try:
+            try:
+                self._stream(left, places)
+            except DigestMismatch as error:  # of a layer that does not even decompress
+                log.debug("%s", error)
+            if left:
+                where = places[left[0]].offset
+                log.warning("%s: bytes at %d are not the sealed ones; asking the origin", self.name, where)
+                self._fetcher.count(bad=len(left))
+                wrong = self._stream(left, places, afresh=True)
+                for index in tuple(left):
+                    left.remove(index)
+                    self._crash(index, self._mismatch(places[index], wrong.get(index, b"")))
+        except BaseException as error:
+            for index in left:
+                self._crash(index, error)
+            if not isinstance(error, RafsError):
+                raise
+
+    def _stream(self, left: list[int], places: dict[int, Place], *, afresh: bool = False) -> dict[int, bytes]:
+        """Ask for these chunks and land those that are right, which takes them out of ``left``.
+
+        Returns the digests of what came in place of the others.
+        """
+        waiting = deque(left)
+        wrong: dict[int, bytes] = {}
+        buffer = bytearray()
+        position, end = places[left[0]].offset, places[left[-1]].end
+
+        def take(data: bytes) -> None:
+            nonlocal position
+            buffer.extend(data)
+            while waiting and position + len(buffer) >= places[waiting[0]].end:
+                index = waiting.popleft()
+                place = places[index]
+                chunk = bytes(buffer[place.offset - position : place.end - position])
+                del buffer[: place.end - position]
+                position = place.end
+                if (found := blake3(chunk).digest()) == place.chunk_id:
+                    self._land(index, place, chunk)
+                    left.remove(index)
+                else:
+                    wrong[index] = found
+
+        self._file.stream_range(position, end - position, take, afresh=afresh)
+        return wrong
+
+    def _mismatch(self, place: Place, found: bytes) -> RafsError:
+        return DigestMismatch(
+            "what the store has is not what was sealed", expected=place.chunk_id.hex(), found=found.hex()
+        ).at(blob=self.name, offset=place.offset)
+
+    def _spans(self, indexes: Sequence[int], places: dict[int, Place]) -> list[list[int]]:
+        """Runs of chunks that lie one behind the other in the file, no longer than one request."""
+        gap_bytes = LAYER_GAP_BYTES if self._is_layer else 0
+        found: list[list[int]] = []
+        for index in indexes:
+            place = places[index]
+            if (
+                found
+                and found[-1][-1] == index - 1
+                and 0 <= place.offset - places[index - 1].end <= gap_bytes
+                and place.end - places[found[-1][0]].offset <= REQUEST_BYTES_MAX
+            ):
+                found[-1].append(index)
+            else:
+                found.append([index])
+        return found
+
+    @contextmanager
+    def _ended_on_error(self, claimed: dict[int, Future[EncodedBytes]]) -> Iterator[None]:
+        """Let nobody wait for spans that were not begun because something went wrong with one before them."""
+        try:
+            yield
+        except BaseException as error:
+            for index, flight in claimed.items():
+                if self._flights.get(index) is flight:
+                    self._crash(index, error)
+            raise
+
+    def _land(self, index: int, place: Place, data: bytes) -> None:
+        self._fetcher.keep(place, data)
+        if (flight := self._ended(index)) is not None:
+            flight.set_result(EncodedBytes(data))
+
+    def _crash(self, index: int, error: BaseException) -> None:
+        if (flight := self._ended(index)) is not None:
+            flight.set_exception(error)
+
+    def _ended(self, index: int) -> Future[EncodedBytes] | None:
+        """A flight that is over; None when it was ended already, because its reader failed."""
+        with self._lock:
+            return self._flights.pop(index, None)
+
+
+def _landed(flight: Future[EncodedBytes]) -> EncodedBytes:
+    try:
+        return flight.result(READ_DEADLINE_S)
+    except TimeoutError:
+        raise StoreUnavailable("read took too long", expected=f"at most {READ_DEADLINE_S:g} s") from None
+    except RafsError as error:
+        raise error.copy().at(**_place_of(error)) from None
+
+
+def _place_of(error: RafsError) -> dict[str, str | int]:
+    where = error.where
+    return {name: value for name in ("file", "blob", "offset") if (value := getattr(where, name)) is not None}

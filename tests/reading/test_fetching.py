@@ -1,0 +1,59 @@
+"""Chunks that are fetched end for all who wait, also when what fetches them goes wrong as nobody foresaw."""
+
+import pytest
+from blake3 import blake3
+
+from rafsfs.limits import KIB
+from rafsfs.reading.fetcher import Fetcher, Place
+from rafsfs.reading.fetching import FetchedFile
+
+LENGTH = 768 * KIB  # one request for each chunk
+CONTENT = b"".join(bytes([number]) * LENGTH for number in range(5))
+
+
+class Remote:
+    """A file in memory; answers nothing but ``error`` while there is one."""
+
+    def __init__(self):
+        self.name = "sha256:remote"
+        self.size = len(CONTENT)
+        self.error = None
+
+    def read_range(self, offset, length):
+        if self.error is not None:
+            raise self.error
+        return CONTENT[offset : offset + length]
+
+    def stream_range(self, offset, length, take, *, afresh=False):
+        take(self.read_range(offset, length))
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def remote():
+    return Remote()
+
+
+@pytest.fixture(params=["threads", "alone"])
+def fetched(request, remote):
+    fetcher = Fetcher(None)
+    if request.param == "threads":
+        fetcher.start()
+    file = FetchedFile(remote, fetcher)
+    parts = [(start, CONTENT[start : start + LENGTH]) for start in range(0, len(CONTENT), LENGTH)]
+    file.use([Place(start, LENGTH, blake3(part).digest()) for start, part in parts])
+    return file
+
+
+@pytest.mark.parametrize("work", ["read_range", "fetch"])
+def test_nobody_waits_for_what_a_mistake_ended(remote, fetched, work):
+    remote.error = UnicodeError("a label is too long")
+    with pytest.raises(UnicodeError):
+        fetched.read_range(0, 4 * LENGTH) if work == "read_range" else fetched.fetch(range(4))
+    for index in range(4):  # whose flight is over when this is: others may still be about to end theirs
+        with pytest.raises(UnicodeError):
+            fetched.read_range(index * LENGTH, LENGTH)
+    remote.error = None
+    assert fetched.read_range(0, 5 * LENGTH) == CONTENT
