@@ -1,0 +1,1 @@
+"""Untrusted encoded bytes, wherever they lie; nothing that comes from here is believed."""
