@@ -1,0 +1,1 @@
+"""The file system object that every front end adapts: names, attributes and bytes of inodes."""
