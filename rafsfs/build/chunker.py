@@ -1,0 +1,118 @@
+"""Cuts files into chunks and finds what is stored already; hands chunks on and knows nothing of their
+encoding.
+
+Pieces of exactly the chunk size become a chunk each. Shorter ones, small files and the tails of large ones,
+are packed in tree order, each at the start of a block, into shared chunks that hold at most as many bytes. A
+piece with the digest of an earlier one, in this image or in a dictionary, is not stored again; a piece of
+zeros is a hole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from rafsfs.build.pipeline import BlobPipeline
+from rafsfs.build.source import Entry, Hole, refusal
+from rafsfs.build.tree import PlannedChunk, Run
+from rafsfs.errors import SourceChanged
+from rafsfs.format.erofs import BLOCK_BITS, BLOCK_SIZE, align
+from rafsfs.limits import CHUNK_DECODED_BYTES_MAX
+
+SHARED_CHUNK_SPAN = 4
+"""How many times the chunk size a shared chunk may be long in decoded space: files of a quarter of a block
+still fill it. The gaps behind small files take next to no room in the blob, but room in a reader's cache."""
+
+Place = tuple[PlannedChunk, int]
+"""A chunk, and the block inside it where a piece starts."""
+
+
+@dataclass(slots=True)
+class ChunkerTotals:
+    """Bytes of regular files: all of them, those in holes, those that were stored already."""
+
+    read: int = 0
+    holes: int = 0
+    deduplicated: int = 0
+
+
+class Chunker:
+    """Turns file contents into runs. ``known`` maps digests of plain pieces to where they are stored."""
+
+    def __init__(self, pipeline: BlobPipeline, chunk_size: int, known: dict[bytes, Place]) -> None:
+        self._pipeline = pipeline
+        self._chunk_size = chunk_size
+        self._known = known
+        self._zeros = bytes(chunk_size)
+        self._span_max = min(SHARED_CHUNK_SPAN * chunk_size, CHUNK_DECODED_BYTES_MAX)
+        self._pack = bytearray(self._span_max)
+        self._pack_end = 0
+        self._pack_bytes = 0
+        self._pack_chunk: PlannedChunk | None = None
+        self.totals = ChunkerTotals()
+
+    def add_file(self, entry: Entry) -> tuple[Run, ...]:
+        """Read one file's content to its end; returns where its bytes went."""
+        assert entry.content is not None
+        runs = []
+        for piece in self._pieces(entry):
+            self.totals.read += piece.length if isinstance(piece, Hole) else len(piece)
+            runs.append(self._add_piece(piece))
+        if (length := sum(run.length for run in runs)) != entry.size:
+            raise refusal(
+                entry.path,
+                "file changed while it was read",
+                expected=entry.size,
+                found=length,
+                hint="build again, when nothing writes to it",
+                kind=SourceChanged,
+            )
+        return tuple(runs)
+
+    def _pieces(self, entry: Entry) -> Iterator[bytes | Hole]:
+        return entry.content(self._chunk_size) if entry.content is not None else iter(())
+
+    def _add_piece(self, piece: bytes | Hole) -> Run:
+        if isinstance(piece, Hole):
+            self.totals.holes += piece.length
+            return Run(piece.length)
+        length = len(piece)
+        # the first byte is looked at first because comparing a slice would copy it
+        if piece[0] == 0 and piece == self._zeros[:length]:
+            self.totals.holes += length
+            return Run(length)
+        digest = blake3(piece).digest()
+        place = self._known.get(digest)
+        if place is None:
+            place = self._known[digest] = self._store(piece)
+        else:
+            self.totals.deduplicated += length
+            place[0].used = True
+        return Run(length, *place)
+
+    def _store(self, piece: bytes) -> Place:
+        if len(piece) == self._chunk_size:
+            chunk = PlannedChunk(self._pipeline.planned)
+            self._pipeline.submit(chunk, piece)
+            return chunk, 0
+        start = align(self._pack_end, BLOCK_SIZE)
+        if self._pack_bytes + len(piece) > self._chunk_size or start + len(piece) > self._span_max:
+            self.flush()
+            start = 0
+        if self._pack_chunk is None:
+            self._pack_chunk = PlannedChunk(self._pipeline.planned)
+        self._pack_end = start + len(piece)
+        self._pack_bytes += len(piece)
+        self._pack[start : self._pack_end] = piece
+        return self._pack_chunk, start >> BLOCK_BITS
+
+    def flush(self) -> None:
+        """Hand on the shared chunk that is being filled."""
+        if self._pack_chunk is not None:
+            self._pipeline.submit(self._pack_chunk, memoryview(self._pack)[: self._pack_end])
+            self._pack = bytearray(self._span_max)
+            self._pack_end = 0
+            self._pack_bytes = 0
+            self._pack_chunk = None

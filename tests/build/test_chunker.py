@@ -1,0 +1,215 @@
+"""Files into chunks: what is packed, what is found again, what is a hole."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rafsfs.build.chunker import SHARED_CHUNK_SPAN, Chunker
+from rafsfs.build.source import Entry, Hole
+from rafsfs.build.tree import PlannedBlob, PlannedChunk
+from rafsfs.errors import BuildError
+from rafsfs.format.erofs import FileType
+from rafsfs.limits import CHUNK_DECODED_BYTES_MAX
+
+BLOCK = 4096
+CHUNK = 4 * BLOCK
+
+
+class RecordingPipeline:
+    """Keeps the chunks that it is handed, and gives them their place as ``BlobPipeline`` does."""
+
+    def __init__(self):
+        self.planned = PlannedBlob()
+        self.chunks = []
+        self._end = 0
+
+    def submit(self, chunk, plain):
+        chunk.start_block = self._end
+        self.chunks.append((chunk, bytes(plain)))
+        self._end += -(-len(plain) // BLOCK)
+
+    @property
+    def space(self):
+        space = bytearray(self._end * BLOCK)
+        for chunk, plain in self.chunks:
+            start = chunk.start_block * BLOCK
+            space[start : start + len(plain)] = plain
+        return bytes(space)
+
+
+def entry(*pieces, size=None):
+    length = sum(piece.length if isinstance(piece, Hole) else len(piece) for piece in pieces)
+    return Entry(
+        b"file",
+        FileType.REGULAR,
+        0o644,
+        0,
+        0,
+        0,
+        size=length if size is None else size,
+        content=lambda _: iter(pieces),
+    )
+
+
+@pytest.fixture
+def pipeline():
+    return RecordingPipeline()
+
+
+@pytest.fixture
+def chunker(pipeline):
+    return Chunker(pipeline, CHUNK, {})
+
+
+def noise(seed, length):
+    return bytes((seed * 7 + number * 13 + number // 256) % 255 + 1 for number in range(length))
+
+
+def read(runs, pipeline):
+    """What a reader would see of a file."""
+    space = pipeline.space
+    plain = b""
+    for run in runs:
+        if run.chunk is None:
+            plain += bytes(run.length)
+        else:
+            start = (run.chunk.start_block + run.block) * BLOCK
+            plain += space[start : start + run.length]
+    return plain
+
+
+def test_full_pieces_are_chunks_of_their_own(chunker, pipeline):
+    first, second = noise(1, CHUNK), noise(2, CHUNK)
+    runs = chunker.add_file(entry(first, second))
+    assert [plain for _, plain in pipeline.chunks] == [first, second]
+    assert [(run.length, run.block) for run in runs] == [(CHUNK, 0), (CHUNK, 0)]
+
+
+def test_small_pieces_share_a_chunk_each_at_a_block(chunker, pipeline):
+    files = [noise(number, length) for number, length in enumerate([1, BLOCK, BLOCK + 1])]
+    runs = [chunker.add_file(entry(plain)) for plain in files]
+    assert pipeline.chunks == []
+    chunker.flush()
+    ((chunk, plain),) = pipeline.chunks
+    assert [run.block for (run,) in runs] == [0, 1, 2]
+    assert all(run.chunk is chunk for (run,) in runs)
+    assert len(plain) == 3 * BLOCK + 1
+    assert [read(run, pipeline) for run in runs] == files
+
+
+def test_gaps_between_small_pieces_do_not_count(chunker, pipeline):
+    files = [noise(number, 100) for number in range(5 * CHUNK // BLOCK)]
+    runs = [chunker.add_file(entry(plain)) for plain in files]
+    chunker.flush()
+    assert [len(plain) for _, plain in pipeline.chunks] == [15 * BLOCK + 100, 3 * BLOCK + 100]
+    assert [read(run, pipeline) for run in runs] == files
+
+
+def test_span_of_a_shared_chunk_is_no_longer_than_a_reader_takes(pipeline):
+    chunker = Chunker(pipeline, CHUNK_DECODED_BYTES_MAX, {})
+    for number in range(CHUNK_DECODED_BYTES_MAX // BLOCK + 1):
+        chunker.add_file(entry(number.to_bytes(3, "big") + b"x"))
+    chunker.flush()
+    assert [len(plain) for _, plain in pipeline.chunks] == [CHUNK_DECODED_BYTES_MAX - BLOCK + 4, 4]
+
+
+def test_piece_that_does_not_fit_opens_the_next_chunk(chunker, pipeline):
+    for number, length in enumerate([3 * BLOCK, BLOCK, BLOCK]):
+        chunker.add_file(entry(noise(number, length)))
+    chunker.flush()
+    assert [len(plain) for _, plain in pipeline.chunks] == [4 * BLOCK, BLOCK]
+
+
+@pytest.mark.parametrize("length", [1, 100, BLOCK, CHUNK - 1, CHUNK])
+def test_same_bytes_are_stored_once(chunker, pipeline, length):
+    plain = noise(5, length)
+    first = chunker.add_file(entry(plain))
+    second = chunker.add_file(entry(plain))
+    chunker.flush()
+    assert first == second
+    assert len(pipeline.chunks) == 1
+    assert (chunker.totals.read, chunker.totals.deduplicated) == (2 * length, length)
+
+
+def test_same_beginning_is_not_the_same_piece(chunker, pipeline):
+    long, short = noise(5, 1000), noise(5, 999)
+    runs = [chunker.add_file(entry(plain)) for plain in (long, short)]
+    chunker.flush()
+    assert [read(run, pipeline) for run in runs] == [long, short]
+    assert chunker.totals.deduplicated == 0
+
+
+@pytest.mark.parametrize("piece", [bytes(CHUNK), bytes(1), Hole(CHUNK), Hole(100 * CHUNK), bytes(BLOCK + 1)])
+def test_zeros_are_holes_however_they_come(chunker, pipeline, piece):
+    length = piece.length if isinstance(piece, Hole) else len(piece)
+    (run,) = chunker.add_file(entry(piece))
+    chunker.flush()
+    assert (run.length, run.chunk) == (length, None)
+    assert pipeline.chunks == []
+    assert (chunker.totals.read, chunker.totals.holes) == (length, length)
+
+
+@pytest.mark.parametrize("plain", [bytes(CHUNK - 1) + b"x", b"x" + bytes(CHUNK - 1), bytes(99) + b"\x01"])
+def test_almost_zeros_are_data(chunker, pipeline, plain):
+    runs = chunker.add_file(entry(plain))
+    chunker.flush()
+    assert read(runs, pipeline) == plain
+    assert chunker.totals.holes == 0
+
+
+@pytest.mark.parametrize("size", [0, 99, 101, 10**9])
+def test_file_of_another_size_than_said_is_refused(chunker, size):
+    with pytest.raises(BuildError, match=f"changed while it was read: expected {size}, found 100 .path file"):
+        chunker.add_file(entry(noise(1, 100), size=size))
+
+
+def test_empty_file_has_no_runs(chunker, pipeline):
+    assert chunker.add_file(entry()) == ()
+    chunker.flush()
+    assert pipeline.chunks == []
+
+
+def test_piece_of_a_dictionary_is_referred_to_and_marked(pipeline):
+    plain = noise(9, 500)
+    first = Chunker(pipeline, CHUNK, known := {})
+    first.add_file(entry(plain))
+    first.flush()
+    foreign = PlannedChunk(PlannedBlob(), start_block=77)
+    second_pipeline = RecordingPipeline()
+    second = Chunker(second_pipeline, CHUNK, dict.fromkeys(known, (foreign, 0)))
+    (run,) = second.add_file(entry(plain))
+    second.flush()
+    assert run.chunk is foreign
+    assert foreign.used
+    assert second_pipeline.chunks == []
+
+
+pieces = st.lists(
+    st.one_of(
+        st.builds(noise, st.integers(0, 3), st.just(CHUNK)),
+        st.just(bytes(CHUNK)),
+        st.integers(1, 3).map(lambda count: Hole(count * CHUNK)),
+    ),
+    max_size=4,
+)
+tails = st.one_of(st.just(b""), st.builds(noise, st.integers(0, 3), st.integers(1, CHUNK - 1)))
+
+
+@given(st.lists(st.tuples(pieces, tails), max_size=12))
+def test_any_files_come_back(files):
+    pipeline = RecordingPipeline()
+    chunker = Chunker(pipeline, CHUNK, {})
+    made = []
+    for body, tail in files:
+        content = [*body, tail] if tail else body
+        made.append((chunker.add_file(entry(*content)), content))
+    chunker.flush()
+    stored = sum(len(plain) for _, plain in pipeline.chunks)
+    unique = chunker.totals.read - chunker.totals.holes - chunker.totals.deduplicated
+    assert unique <= stored < unique + BLOCK * (len(files) + 1)
+    for runs, content in made:
+        wanted = b"".join(bytes(piece.length) if isinstance(piece, Hole) else piece for piece in content)
+        assert read(runs, pipeline) == wanted
+    for chunk, plain in pipeline.chunks:
+        assert 0 < len(plain) <= SHARED_CHUNK_SPAN * CHUNK
+        assert chunk.start_block >= 0
