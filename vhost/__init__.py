@@ -1,0 +1,1 @@
+"""vhost-user and virtqueues for any device; knows nothing of rafsfs or FUSE."""
