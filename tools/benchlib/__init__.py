@@ -1,0 +1,1 @@
+"""What tools/bench is made of: trees, systems, loads, measures, tables; imports nothing of rafsfs."""
