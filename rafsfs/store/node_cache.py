@@ -33,6 +33,7 @@ TEMPORARY_PREFIX: Final = ".new-"
 PAUSE_S: Final = 30.0
 """For so long nothing is put into a cache that could not be written to."""
 
+_REMOVALS_MAX: Final = 3  # of the folder while one file is written; more is no accident
 _USED_AFRESH_S: Final = 600.0  # a file's time of use is exact to that: most reads then write nothing
 
 
@@ -107,9 +108,8 @@ class NodeCache:
             with self._lock:
                 self._counts.not_stored += 1
             return False
-        path = Path(self._name(chunk_id))
         try:
-            self._write(path, data)
+            self._keep(Path(self._name(chunk_id)), data)
         except OSError as error:
             self._pause(error)
             with self._lock:
@@ -121,18 +121,24 @@ class NodeCache:
         self._grew(len(data))
         return True
 
+    def _keep(self, path: Path, data: bytes) -> None:
+        """Write a file, and its folder when there is none: not yet, or because somebody removes it now."""
+        for _ in range(_REMOVALS_MAX):
+            with suppress(FileNotFoundError):
+                self._write(path, data)
+                return
+            with suppress(FileNotFoundError):
+                for made in (self.folder, self.chunks, path.parent):
+                    made.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._write(path, data)
+
     def _write(self, path: Path, data: bytes) -> None:
         with self._lock:
             self._number += 1
             number = self._number
         temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{id(self):x}-{number}")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        try:
-            file = os.open(temporary, flags, 0o600)
-        except FileNotFoundError:  # the first one there, or somebody removed the folder
-            for made in (self.folder, self.chunks, path.parent):
-                made.mkdir(mode=0o700, parents=True, exist_ok=True)
-            file = os.open(temporary, flags, 0o600)
+        file = os.open(temporary, flags, 0o600)
         try:
             try:
                 view = memoryview(data)
@@ -165,6 +171,8 @@ class NodeCache:
         try:
             if note_growth(self.folder, count) > self._room.slack_bytes:
                 self._room.make()
+        except FileNotFoundError:
+            return  # somebody removed the folder since the chunk was written: it holds nothing
         except OSError as error:
             self._pause(error)
 

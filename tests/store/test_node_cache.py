@@ -1,6 +1,7 @@
 """The node cache gives back what was put in or nothing, whatever happens to its folder; it keeps its size."""
 
 import errno
+import itertools
 import logging
 import os
 import signal
@@ -109,6 +110,26 @@ def test_folder_deleted_under_way_is_made_again(cache):
         assert cache.get(chunk_id, len(data)) == data
         subprocess.run(["rm", "-r", cache.folder], check=True)
         assert cache.get(chunk_id, len(data)) is None
+
+
+@pytest.mark.parametrize("call", ["open", "write", "rename"])
+@pytest.mark.parametrize("turn", range(4))
+def test_folder_deleted_between_two_calls_is_made_again(cache, monkeypatch, tmp_path, caplog, call, turn):
+    """Whichever call of a put it comes before, the chunk is kept or lost with the folder, and nothing pauses."""
+    actual, turns = getattr(os, call), itertools.count()
+
+    def deleted_first(*words, **options):
+        if next(turns) == turn:
+            cache.folder.rename(tmp_path / "gone")
+        return actual(*words, **options)
+
+    assert cache.put(*chunk(1))
+    monkeypatch.setattr(node_cache.os, call, deleted_first)
+    for number in range(2, 10):
+        assert cache.put(*chunk(number))
+    assert (tmp_path / "gone").exists()
+    assert cache.has(chunk(9)[0])
+    assert caplog.records == []
 
 
 def test_without_room_it_goes_on_and_says_so_once(cache, monkeypatch, caplog):
