@@ -77,7 +77,7 @@ def test_endless_passwd_is_refused(tmp_path, monkeypatch):
     plan = (
         Planned(b"", FileType.DIRECTORY),
         Planned(b"etc", FileType.DIRECTORY),
-        Planned(b"etc/passwd", FileType.REGULAR, segments=(Segment(1 << 40, None),)),
+        Planned(b"etc/passwd", FileType.REGULAR, segments=(Segment(1 << 34, None),)),
     )
     with opened(build(PlannedSource(plan), tmp_path / "layout")) as sealed, pytest.raises(LimitExceeded):
         find_user(Image(sealed), "app")
