@@ -26,8 +26,11 @@ settings.register_profile(
 settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, database=None, print_blob=True)
 settings.load_profile("ci" if IN_CI else "dev")
 
-# Started by nohup(1), programs that tests start would ignore the hang-up that they are to end by.
+# Programs that tests start would ignore the signals that they are to end by: in a run started by nohup(1) the
+# hang-up, in one that a shell without job control started in the background the interrupt.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 RUN_MARK = "RAFSFS_TEST_RUN"
 TALLY = "tally: "
