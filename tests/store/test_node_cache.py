@@ -115,7 +115,7 @@ def test_folder_deleted_under_way_is_made_again(cache):
 @pytest.mark.parametrize("call", ["open", "write", "rename"])
 @pytest.mark.parametrize("turn", range(4))
 def test_folder_deleted_between_two_calls_is_made_again(cache, monkeypatch, tmp_path, caplog, call, turn):
-    """Whichever call of a put it comes before, the chunk is kept or lost with the folder, and nothing pauses."""
+    """Whichever call of a put it comes before, later chunks are kept and nothing pauses."""
     actual, turns = getattr(os, call), itertools.count()
 
     def deleted_first(*words, **options):
