@@ -32,6 +32,8 @@ class MetadataSpace:
                 expected=f"an end of at most {self.length}",
                 found=offset + length,
             ).at(offset=offset)
+        if not length:
+            return b""  # at the end of the space there may be no page to cut it out of
         start = self._base + offset
         first = start >> self._page_shift
         within = start & self._page_mask

@@ -1,7 +1,7 @@
 """The plain metadata space: any range across any pages is the slice; nothing outside is read."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rafsfs.errors import FormatError
@@ -22,6 +22,7 @@ def space(offset=0, length=None, loaded=None):
 
 
 @given(st.integers(0, 5 * PAGE), st.integers(0, len(DATA)), st.integers(0, len(DATA)))
+@example(0, len(DATA), 0)  # nothing, where there is no page any more
 def test_any_range_is_the_slice(start, offset, length):
     section = DATA[start:]
     if offset + length > len(section):
