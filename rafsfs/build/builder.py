@@ -21,7 +21,7 @@ from rafsfs.build.layout_writer import LayoutWriter
 from rafsfs.build.options import BuildOptions, BuildSummary
 from rafsfs.build.pipeline import BlobPipeline, worker_count
 from rafsfs.build.source import Content, Entry, Hole, Source
-from rafsfs.build.tree import PlannedBlob, Tree
+from rafsfs.build.tree import NO_BYTES, PlannedBlob, Tree
 from rafsfs.errors import BuildError
 from rafsfs.format import oci
 from rafsfs.format.chunk import CHUNK_RECORD
@@ -83,7 +83,7 @@ def build_image(
             dictionary = Dictionary(dictionaries, options.suite, options.chunk_size, pool)
             blob = layout.new_blob()
             pipeline = BlobPipeline(blob, encoder, pool, writer)
-            chunker = Chunker(pipeline, options.chunk_size, dictionary.known)
+            chunker = Chunker(pipeline, options.chunk_size, options.inline_size, dictionary.known)
             tree = _read_tree(source, chunker, pipeline, options, report)
             pipeline.flush()
             used = [known for known in dictionary.blobs if known.used_records()]
@@ -130,9 +130,10 @@ def _read_tree(
         if report is not None and entry.content is not None and entry.size > _REPORT_BYTES:
             tell = partial(_tell, report, count, chunker, pipeline)
             entry.content = partial(_told_content, entry.content, tell)
-        runs = chunker.add_file(entry) if entry.content is not None and entry.hard_link_to is None else ()
+        has_bytes = entry.content is not None and entry.hard_link_to is None
+        body = chunker.add_file(entry) if has_bytes else NO_BYTES
         entry.content = None  # the tree keeps the entry, and with it would keep what the source reads with
-        tree.add(clamped(entry, options.source_date_epoch), runs)
+        tree.add(clamped(entry, options.source_date_epoch), body)
         if report is not None:
             _tell(report, count, chunker, pipeline)
     chunker.flush()

@@ -4,21 +4,21 @@ encoding.
 Pieces of exactly the chunk size become a chunk each. Shorter ones, small files and the tails of large ones,
 are packed in tree order, each at the start of a block, into shared chunks that hold at most as many bytes. A
 piece with the digest of an earlier one, in this image or in a dictionary, is not stored again; a piece of
-zeros is a hole.
+zeros is a hole. The smallest files become part of the metadata (doc/adr/0014-small-files-inline.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from blake3 import blake3
 
 from rafsfs.build.pipeline import BlobPipeline
 from rafsfs.build.source import Entry, Hole, refusal
-from rafsfs.build.tree import PlannedChunk, Run
+from rafsfs.build.tree import Body, PlannedChunk, Run
+from rafsfs.build.xattr_writer import area_bytes_max
 from rafsfs.errors import SourceChanged
-from rafsfs.format.erofs import BLOCK_BITS, BLOCK_SIZE, align
+from rafsfs.format.erofs import BLOCK_BITS, BLOCK_SIZE, EXTENDED_INODE, align
 from rafsfs.limits import CHUNK_DECODED_BYTES_MAX
 
 SHARED_CHUNK_SPAN = 4
@@ -41,9 +41,13 @@ class ChunkerTotals:
 class Chunker:
     """Turns file contents into runs. ``known`` maps digests of plain pieces to where they are stored."""
 
-    def __init__(self, pipeline: BlobPipeline, chunk_size: int, known: dict[bytes, Place]) -> None:
+    def __init__(
+        self, pipeline: BlobPipeline, chunk_size: int, inline_size: int, known: dict[bytes, Place]
+    ) -> None:
+        """Files of at most ``inline_size`` bytes stay out of chunks."""
         self._pipeline = pipeline
         self._chunk_size = chunk_size
+        self._inline_size = inline_size
         self._known = known
         self._zeros = bytes(chunk_size)
         self._span_max = min(SHARED_CHUNK_SPAN * chunk_size, CHUNK_DECODED_BYTES_MAX)
@@ -53,14 +57,25 @@ class Chunker:
         self._pack_chunk: PlannedChunk | None = None
         self.totals = ChunkerTotals()
 
-    def add_file(self, entry: Entry) -> tuple[Run, ...]:
+    def add_file(self, entry: Entry) -> Body:
         """Read one file's content to its end; returns where its bytes went."""
         assert entry.content is not None
+        goes_inline = entry.size <= self._inline_size and _fits_behind_inode(entry)
+        length = 0
         runs = []
-        for piece in self._pieces(entry):
-            self.totals.read += piece.length if isinstance(piece, Hole) else len(piece)
-            runs.append(self._add_piece(piece))
-        if (length := sum(run.length for run in runs)) != entry.size:
+        inline = b""
+        for piece in entry.content(self._chunk_size):
+            piece_length = piece.length if isinstance(piece, Hole) else len(piece)
+            length += piece_length
+            self.totals.read += piece_length
+            if isinstance(piece, Hole) or self._is_zeros(piece):
+                self.totals.holes += piece_length
+                runs.append(Run(piece_length))
+            elif goes_inline:
+                inline += piece
+            else:
+                runs.append(self._add_piece(piece))
+        if length != entry.size:
             raise refusal(
                 entry.path,
                 "file changed while it was read",
@@ -69,28 +84,22 @@ class Chunker:
                 hint="build again, when nothing writes to it",
                 kind=SourceChanged,
             )
-        return tuple(runs)
+        assert not (runs and inline)  # what is that small is one piece
+        return Body(tuple(runs), inline)
 
-    def _pieces(self, entry: Entry) -> Iterator[bytes | Hole]:
-        return entry.content(self._chunk_size) if entry.content is not None else iter(())
-
-    def _add_piece(self, piece: bytes | Hole) -> Run:
-        if isinstance(piece, Hole):
-            self.totals.holes += piece.length
-            return Run(piece.length)
-        length = len(piece)
+    def _is_zeros(self, piece: bytes) -> bool:
         # the first byte is looked at first because comparing a slice would copy it
-        if piece[0] == 0 and piece == self._zeros[:length]:
-            self.totals.holes += length
-            return Run(length)
+        return piece[0] == 0 and piece == self._zeros[: len(piece)]
+
+    def _add_piece(self, piece: bytes) -> Run:
         digest = blake3(piece).digest()
         place = self._known.get(digest)
         if place is None:
             place = self._known[digest] = self._store(piece)
         else:
-            self.totals.deduplicated += length
+            self.totals.deduplicated += len(piece)
             place[0].used = True
-        return Run(length, *place)
+        return Run(len(piece), *place)
 
     def _store(self, piece: bytes) -> Place:
         if len(piece) == self._chunk_size:
@@ -116,3 +125,8 @@ class Chunker:
             self._pack_end = 0
             self._pack_bytes = 0
             self._pack_chunk = None
+
+
+def _fits_behind_inode(entry: Entry) -> bool:
+    """Whether a block surely has room for an inode, its attributes and all bytes of its file."""
+    return EXTENDED_INODE.size + area_bytes_max(entry.xattrs) + entry.size <= BLOCK_SIZE

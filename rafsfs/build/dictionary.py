@@ -23,6 +23,7 @@ from rafsfs.format.superblock import BlobEntry
 from rafsfs.fs.checking_blobs import read_toc
 from rafsfs.fs.filesystem import FileSystem
 from rafsfs.fs.image import OpenImage
+from rafsfs.metadata.inode import Extent, InlineExtent
 from rafsfs.store.base import StoredFile
 from rafsfs.store.oci_layout import LayoutImage
 from rafsfs.types import BlobId, BlobIndex, ChunkIndex, DecodedOffset, Nid
@@ -131,12 +132,14 @@ def _pieces(image: OpenImage, chunk_size: int) -> Iterator[_Piece]:
 
 
 def _offsets(filesystem: FileSystem, nid: Nid, chunk_size: int) -> Iterator[int]:
-    """Where a file's pieces start, holes left out: a file of 2^63 bytes may be one."""
+    """Where a file's pieces start that are in chunks; a file of 2^63 bytes may be one hole."""
     inode = filesystem.tree.inode(nid)
     file_map = filesystem.tree.file_map(inode)
     offset = 0
     while offset < inode.size:
         extent = file_map.extent(offset)
+        if isinstance(extent, InlineExtent):
+            return
         if extent.blob is None:
             offset += max(1, extent.length // chunk_size) * chunk_size
         else:
@@ -147,11 +150,15 @@ def _offsets(filesystem: FileSystem, nid: Nid, chunk_size: int) -> Iterator[int]
 def _piece_at(filesystem: FileSystem, nid: Nid, offset: int, chunk_size: int) -> _Piece | None:
     """The piece that starts at ``offset`` of a file; None when it is broken or does not start a block."""
     first, *others = filesystem.extents(nid, offset, chunk_size)
-    if first.blob is None or first.start % BLOCK_SIZE:
+    if not isinstance(first, Extent) or first.blob is None or first.start % BLOCK_SIZE:
         return None
     length = first.length
     for extent in others:
-        if extent.blob != first.blob or extent.start != first.start + length:
+        if (
+            not isinstance(extent, Extent)
+            or extent.blob != first.blob
+            or extent.start != first.start + length
+        ):
             return None
         length += extent.length
     return _Piece(first.blob, first.start, length)

@@ -124,7 +124,10 @@ class ErofsWriter:
         kind = node.entry.kind
         layout, size, union, tail, tail_align, blocks = DataLayout.FLAT_PLAIN, 0, 0, b"", 1, b""
         head = erofs.EXTENDED_INODE.size + len(xattrs)
-        if kind is FileType.REGULAR and node.entry.size:
+        if node.body.inline:
+            size = len(node.body.inline)
+            layout, tail, blocks = _flat(node.body.inline, head)
+        elif kind is FileType.REGULAR and node.entry.size:
             layout, size, tail_align = DataLayout.CHUNK_BASED, node.entry.size, erofs.CHUNK_INDEX.size
             union, tail = _chunk_indexes(node)
         elif kind is FileType.SYMLINK:
@@ -303,7 +306,7 @@ def _chunk_indexes(node: Node) -> tuple[int, bytes]:
 def _merged_extents(node: Node) -> list[tuple[int, int | None, int]]:
     """(length, device slot or None, first block), neighbours joined where decoded space goes on unbroken."""
     extents: list[tuple[int, int | None, int]] = []
-    for run in node.runs:
+    for run in node.body.runs:
         device: int | None = None
         block = 0
         if run.chunk is not None:

@@ -28,7 +28,7 @@ from rafsfs.build.source import Entry, refusal
 from rafsfs.build.stock_image import StockImage
 from rafsfs.build.tar_members import Member
 from rafsfs.build.tar_source import entry_of
-from rafsfs.build.tree import PlannedBlob, PlannedChunk, Run, Tree
+from rafsfs.build.tree import NO_BYTES, Body, PlannedBlob, PlannedChunk, Run, Tree
 from rafsfs.errors import BuildError, DigestMismatch
 from rafsfs.format.checkpoints import pack_checkpoints
 from rafsfs.format.chunk import CHUNK_RECORD, ChunkRecord, Codec, blocks_of
@@ -138,7 +138,7 @@ class _Index:
                 self._contents[layer][number] = inode
             else:
                 inode.entry.path = inode.paths[0]
-                self._add(inode, inode.entry, ())
+                self._add(inode, inode.entry, NO_BYTES)
 
     def is_needed(self, layer: StockLayer) -> bool:
         """Whether the image reads anything out of a layer."""
@@ -179,12 +179,12 @@ class _Index:
             position += len(piece)
             self.bytes_read += len(piece)
         entry.content = None
-        self._add(inode, entry, tuple(runs))
+        self._add(inode, entry, Body(tuple(runs)))
         if self._report is not None:
             self._report(BuildProgress(len(records.packed), self.bytes_read, 0))
 
-    def _add(self, inode: LayerInode, entry: Entry, runs: tuple[Run, ...]) -> None:
-        self.tree.add(clamped(entry, self._options.source_date_epoch), runs)
+    def _add(self, inode: LayerInode, entry: Entry, body: Body) -> None:
+        self.tree.add(clamped(entry, self._options.source_date_epoch), body)
         for other in other_names(inode):
             self.tree.add(other)
 

@@ -26,7 +26,7 @@ from rafsfs.build.options import BuildOptions, BuildSummary
 from rafsfs.build.pipeline import BlobPipeline, worker_count
 from rafsfs.build.source import Entry
 from rafsfs.build.tar_source import entry_of
-from rafsfs.build.tree import PlannedBlob, PlannedChunk, Run, Tree
+from rafsfs.build.tree import NO_BYTES, Body, PlannedBlob, PlannedChunk, Run, Tree
 from rafsfs.errors import BuildError
 from rafsfs.format import oci
 from rafsfs.format.chunk import CHUNK_RECORD
@@ -132,12 +132,12 @@ class _LayeredBuild:
                 self._contents[layer][number] = inode
             else:
                 inode.entry.path = inode.paths[0]
-                self._add(inode, inode.entry, ())
+                self._add(inode, inode.entry, NO_BYTES)
 
     def read_layer(self, number: int, pipeline: BlobPipeline) -> list[PlannedChunk]:
         """Store what a layer's files hold, and put those that are left into the tree; gives their chunks."""
         layer, wanted = self._layers[number], self._contents[number]
-        chunker = Chunker(pipeline, self._options.chunk_size, {})
+        chunker = Chunker(pipeline, self._options.chunk_size, self._options.inline_size, {})
         kept: list[Run] = []
         with closing(layer.open()) as file:
             reader = LayerReader(layer, file, self._told)
@@ -149,11 +149,11 @@ class _LayeredBuild:
                 entry = entry_of(member, path, reader.stream, xattrs=self._xattrs)
                 if entry.content is None:
                     continue
-                runs = chunker.add_file(entry)
+                body = chunker.add_file(entry)
                 entry.content = None
                 if inode is not None:
-                    self._add(inode, entry, runs)
-                    kept += runs
+                    self._add(inode, entry, body)
+                    kept += body.runs
                 if self._report is not None:
                     done = self.bytes_read + chunker.totals.read
                     self._report(BuildProgress(self._entries, done, pipeline.encoded_bytes))
@@ -163,8 +163,8 @@ class _LayeredBuild:
         self.bytes_deduplicated += chunker.totals.deduplicated
         return [run.chunk for run in kept if run.chunk is not None]
 
-    def _add(self, inode: LayerInode, entry: Entry, runs: tuple[Run, ...]) -> None:
-        self.tree.add(clamped(entry, self._options.source_date_epoch), runs)
+    def _add(self, inode: LayerInode, entry: Entry, body: Body) -> None:
+        self.tree.add(clamped(entry, self._options.source_date_epoch), body)
         for other in other_names(inode):
             self.tree.add(other)
         self._entries += len(inode.paths)

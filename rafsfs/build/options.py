@@ -10,7 +10,7 @@ from typing import Any
 from rafsfs.build.prefetch import PrefetchPlan
 from rafsfs.errors import OptionError
 from rafsfs.format.chunk import Suite
-from rafsfs.format.erofs import BLOCK_SIZE
+from rafsfs.format.erofs import BLOCK_SIZE, EXTENDED_INODE
 from rafsfs.format.oci import Descriptor
 from rafsfs.format.superblock import U64_MAX, UNIX_TIME_MAX
 from rafsfs.limits import (
@@ -24,6 +24,8 @@ from rafsfs.limits import (
 from rafsfs.trust.material import Passphrase, RecipientKey, SigningKey, SymmetricKey
 
 CHUNK_SIZE_DEFAULT = 256 * KIB
+INLINE_SIZE_DEFAULT = 1 * KIB
+INLINE_SIZE_MAX = BLOCK_SIZE - EXTENDED_INODE.size  # both lie in one block
 PAGE_SIZE_DEFAULT = 64 * KIB
 ZSTD_LEVEL_DEFAULT = 3
 ZSTD_LEVELS = range(1, 23)
@@ -39,7 +41,8 @@ class BuildOptions:
     """Everything but the source and the target.
 
     ``recipients`` can open the image; ``dedup_secret`` makes chunk keys convergent; ``zstd_level`` None
-    stores data uncompressed; ``not_after`` and ``source_date_epoch`` are Unix seconds. ``config`` is an OCI
+    stores data uncompressed; files of at most ``inline_size`` bytes become part of the metadata;
+    ``not_after`` and ``source_date_epoch`` are Unix seconds. ``config`` is an OCI
     image config to seal (None: one that says nothing but the ``architecture``); ``public_config`` lets
     whoever stores the image read it, and see that it was made of ``subject``. Raises OptionError when they do
     not fit.
@@ -51,6 +54,7 @@ class BuildOptions:
     dedup_secret: SymmetricKey | None = None
     zstd_level: int | None = ZSTD_LEVEL_DEFAULT
     chunk_size: int = CHUNK_SIZE_DEFAULT
+    inline_size: int = INLINE_SIZE_DEFAULT
     page_size: int = PAGE_SIZE_DEFAULT
     name: str = ""
     release: int = 0
@@ -80,6 +84,10 @@ class BuildOptions:
                 "chunk size",
                 expected=f"a power of two from {BLOCK_SIZE} to {CHUNK_DECODED_BYTES_MAX}",
                 found=self.chunk_size,
+            )
+        if not 0 <= self.inline_size <= INLINE_SIZE_MAX:
+            raise OptionError(
+                "size of inline files", expected=f"0 to {INLINE_SIZE_MAX}", found=self.inline_size
             )
         if self.zstd_level is not None and self.zstd_level not in ZSTD_LEVELS:
             raise OptionError("zstd level", expected="1 to 22", found=self.zstd_level)

@@ -10,7 +10,7 @@ from rafsfs.errors import BuildError, LimitExceeded, RafsError, Where
 from rafsfs.format.prefetch import PrefetchRun
 from rafsfs.format.trace import TracedRange, parse_trace
 from rafsfs.limits import PREFETCH_RUNS_MAX, TRACE_BYTES_MAX, TRACE_EXTENTS_MAX
-from rafsfs.metadata.inode import Inode
+from rafsfs.metadata.inode import InlineExtent, Inode
 from rafsfs.metadata.tree import Tree
 from rafsfs.reading.chunkmap import ChunkTable
 from rafsfs.types import BlobIndex, ChunkIndex, DecodedOffset
@@ -113,12 +113,12 @@ def _find(tree: Tree, path: bytes) -> Inode | None:
 def _chunks(
     tree: Tree, inode: Inode, offset: int, length: int, tables: Sequence[ChunkTable]
 ) -> Iterator[tuple[BlobIndex, ChunkIndex] | None]:
-    """The chunks of a range of a file, cut at its end, one after the other; None for each piece of a hole."""
+    """The chunks of a range of a file, cut at its end, one after the other; None for what is in none."""
     file_map = tree.file_map(inode)
     end = min(offset + length, inode.size)
     while offset < end:
         extent = file_map.extent(offset)
-        if extent.blob is None:
+        if isinstance(extent, InlineExtent) or extent.blob is None:
             yield None
             offset += extent.length
             continue

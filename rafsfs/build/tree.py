@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
 from rafsfs.build.source import Entry, refusal
 from rafsfs.format.erofs import FileType
@@ -35,14 +36,24 @@ class Run:
     block: int = 0
 
 
+class Body(NamedTuple):
+    """All bytes of a regular file: ``runs``, or ``inline`` ones that go into the metadata."""
+
+    runs: tuple[Run, ...] = ()
+    inline: bytes = b""
+
+
+NO_BYTES: Final = Body()
+
+
 @dataclass(slots=True, eq=False)
 class Node:
-    """One inode. ``children`` is set for directories, ``runs`` for regular files; ``nid`` by the EROFS
+    """One inode. ``children`` is set for directories, ``body`` for regular files; ``nid`` by the EROFS
     writer.
     """
 
     entry: Entry
-    runs: tuple[Run, ...] = ()
+    body: Body = NO_BYTES
     children: dict[bytes, Node] | None = None
     links: int = 0
     nid: int = 0
@@ -64,7 +75,7 @@ class Tree:
     root: Node | None = None
     _hard_linked: dict[bytes, Node] = field(default_factory=dict)
 
-    def add(self, entry: Entry, runs: tuple[Run, ...] = ()) -> Node:
+    def add(self, entry: Entry, body: Body = NO_BYTES) -> Node:
         """Put one entry in; raises BuildError when its parent is no directory or its link leads nowhere."""
         if entry.path == b"":
             if entry.kind is not FileType.DIRECTORY:
@@ -82,7 +93,7 @@ class Tree:
         elif entry.kind is FileType.DIRECTORY:
             node = _renewed(siblings.get(name), entry)
         else:
-            node = Node(entry, runs)
+            node = Node(entry, body)
         siblings[name] = node
         return node
 

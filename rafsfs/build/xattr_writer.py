@@ -49,6 +49,12 @@ class XattrWriter:
         return area
 
 
+def area_bytes_max(pairs: Xattrs) -> int:
+    """At most so many bytes lie behind an inode with these attributes, whichever of them are shared."""
+    shared_ids = erofs.XATTR_SHARED_ID_BYTES * len(pairs)
+    return erofs.XATTR_HEADER.size + shared_ids + sum(map(len, map(_entry, pairs))) if pairs else 0
+
+
 def _entry(pair: tuple[bytes, bytes]) -> bytes:
     name, value = pair
     split = erofs.split_xattr_name(name)

@@ -101,6 +101,15 @@ _SEALING_OPTIONS: Final[Sequence[Callable[[Callable[..., Any]], Callable[..., An
         help="How much is encoded, and read, as one; a power of two from 4K to 16M.",
     ),
     click.option(
+        "--inline-size",
+        callback=size_callback,
+        default="1K",
+        show_default=True,
+        metavar="SIZE",
+        help="Files up to this size lie in the metadata, and are read fastest, but not shared with other "
+        "images; 0 for none. An index has none.",
+    ),
+    click.option(
         "--dedup-secret",
         type=file_name,
         metavar="FILE",
@@ -148,6 +157,7 @@ class SealRequest:
     dedup_secret: Path | None
     compress: int | None
     chunk_size: int
+    inline_size: int
     name: str
     release: int
     not_after: int | None
@@ -197,6 +207,7 @@ def sealing_build_options(request: SealRequest, keys: sealing.SealingKeys, **giv
         dedup_secret=secret,
         zstd_level=request.compress,
         chunk_size=request.chunk_size,
+        inline_size=request.inline_size,
         name=request.name,
         release=request.release,
         not_after=request.not_after,

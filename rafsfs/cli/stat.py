@@ -14,6 +14,7 @@ from rafsfs.cli.looking import about
 from rafsfs.cli.names import absolute, entry_json, shown, text_fields
 from rafsfs.cli.options import ImageAccess, image_options
 from rafsfs.frontends.library import Image
+from rafsfs.metadata.inode import InlineExtent
 from rafsfs.types import Nid
 
 
@@ -26,9 +27,10 @@ from rafsfs.types import Nid
 def command(image: str, paths: tuple[str, ...], follow: bool, as_json: bool, access: ImageAccess) -> None:
     """Show the attributes of files in IMAGE: type, mode, owner, size, time, extended attributes.
 
-    "stored" says where a file's bytes lie: in how many pieces of which blobs, and how much of it is
-    holes. A symlink is not followed, unless in the middle of a path. For names with odd bytes see `rafsfs
-    ls --help`; values of extended attributes are escaped as names are, and in JSON they are base64.
+    "stored" says where a file's bytes lie: in how many pieces of which blobs, or in the metadata, and
+    how much of it is holes. A symlink is not followed, unless in the middle of a path. For names with odd
+    bytes see `rafsfs ls --help`; values of extended attributes are escaped as names are, and in JSON they
+    are base64.
 
     \b
     Examples:
@@ -64,10 +66,13 @@ def _described(image: Image, path: str, nid: Nid) -> dict[str, Any]:
 
 
 def _stored(image: Image, nid: Nid, size: int) -> dict[str, Any]:
-    """How much of a file is data, and where: blob -> pieces and bytes."""
+    """How much of a file is data, and where: in the metadata, or blob -> pieces and bytes."""
     blobs: dict[str, dict[str, int]] = {}
-    holes = 0
+    holes = inline = 0
     for extent in image.filesystem.extents(nid, 0, size):
+        if isinstance(extent, InlineExtent):
+            inline += extent.length
+            continue
         if extent.blob is None:
             holes += extent.length
             continue
@@ -75,7 +80,7 @@ def _stored(image: Image, nid: Nid, size: int) -> dict[str, Any]:
         held = blobs.setdefault(name, {"pieces": 0, "bytes": 0})
         held["pieces"] += 1
         held["bytes"] += extent.length
-    return {"hole_bytes": holes, "blobs": blobs}
+    return {"hole_bytes": holes, "inline_bytes": inline, "blobs": blobs}
 
 
 def _fields(entry: dict[str, Any]) -> list[tuple[str, str]]:
@@ -100,6 +105,8 @@ def _fields(entry: dict[str, Any]) -> list[tuple[str, str]]:
             ("stored", f"{held['bytes']:,} bytes in {held['pieces']:,} pieces of {blob}")
             for blob, held in stored["blobs"].items()
         ]
+        if stored["inline_bytes"]:
+            fields.append(("stored", f"{stored['inline_bytes']:,} bytes in the metadata"))
         if stored["hole_bytes"]:
             fields.append(("holes", f"{stored['hole_bytes']:,} bytes"))
     return fields

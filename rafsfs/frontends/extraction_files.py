@@ -200,9 +200,9 @@ class FileWriter:
         """Write what of a range of a file is no hole; returns how many bytes that was."""
         written = 0
         for extent in self._filesystem.extents(nid, offset, length):
-            if extent.blob is not None:
+            if not extent.is_hole:
                 position = offset
-                for part in self._filesystem.engine.read(extent.blob, extent.start, extent.length):
+                for part in self._filesystem.read_extent(extent):
                     position = _write_at(fd, part, position)
                 written += extent.length
             offset += extent.length
@@ -289,7 +289,7 @@ def data_pieces(filesystem: FileSystem, nid: Nid, size: int) -> Iterator[tuple[i
     """(offset, length) of the parts of a file that are no holes, at most ``PIECE_BYTES`` long."""
     start = offset = 0
     for extent in filesystem.extents(nid, 0, size):
-        if extent.blob is None:
+        if extent.is_hole:
             if offset > start:
                 yield start, offset - start
             offset += extent.length

@@ -84,7 +84,7 @@ class FileSystemHandler:
     def extents(self, node: int, offset: int) -> Iterator[tuple[int, bool]]:
         """Runs of data and holes, a chunk at a time."""
         for extent in self._filesystem.extents(self._nodes.nid(node), offset, FILE_SIZE_MAX):
-            yield extent.length, extent.blob is not None
+            yield extent.length, not extent.is_hole
 
     def report(self, error: Exception, node: int, offset: int | None, size: int | None) -> None:
         """Pass it on, with the nid that a log can find a path for."""

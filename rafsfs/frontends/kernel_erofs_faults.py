@@ -9,6 +9,7 @@ from rafsfs.errors import FormatError, RafsError
 from rafsfs.frontends.fault_log import FaultLog, inode_met
 from rafsfs.frontends.kernel_erofs_spaces import Part
 from rafsfs.fs.filesystem import FileSystem
+from rafsfs.metadata.inode import Extent
 from rafsfs.types import BlobIndex, ChunkIndex, Nid
 
 
@@ -67,7 +68,8 @@ def find_holder(
         offset = 0
         try:
             for extent in filesystem.extents(nid, 0, attributes.size):
-                if extent.blob == blob and extent.start < end and start < extent.start + extent.length:
+                is_met = isinstance(extent, Extent) and extent.blob == blob
+                if is_met and extent.start < end and start < extent.start + extent.length:
                     return path, nid, offset + max(0, start - extent.start)
                 offset += extent.length
         except FormatError:

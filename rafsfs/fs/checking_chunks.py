@@ -15,6 +15,7 @@ from rafsfs.fs.filesystem import FileSystem
 from rafsfs.fs.parallel import WAITING, in_order
 from rafsfs.fs.problems import Problem, Problems
 from rafsfs.limits import PROBLEMS_MAX
+from rafsfs.metadata.inode import InlineExtent
 from rafsfs.types import BlobIndex, ChunkIndex, Nid
 
 _CHUNKS_AT_ONCE = 8  # 2 MiB of the default size: what one task decodes, so that tasks cost little
@@ -149,7 +150,7 @@ class ChunkCheck:
         """The problems in a file's extents; ``ends`` are the ends of all damaged parts, in order."""
         touched: dict[int, Problem] = {}
         for extent in self._filesystem.extents(nid, 0, size):
-            if extent.blob is None:
+            if isinstance(extent, InlineExtent) or extent.blob is None:
                 continue
             first = bisect_left(ends, (extent.blob, extent.start + 1))
             for part in islice(self._damage, first, None):

@@ -18,7 +18,7 @@ from rafsfs.format.superblock import BlobEntry
 from rafsfs.fs.places import ROOT, Place
 from rafsfs.fs.problems import Problems
 from rafsfs.limits import PATH_DEPTH_MAX
-from rafsfs.metadata.inode import Inode
+from rafsfs.metadata.inode import InlineExtent, Inode
 from rafsfs.metadata.space import MetadataSpace
 from rafsfs.metadata.tree import Dirent, Tree
 from rafsfs.types import Nid
@@ -151,7 +151,7 @@ class TreeCheck:
         # Inodes and directories of an honest image share no bytes, so that all of them fit the section. In a
         # hostile one a million of them can overlap, each with a million extents or names.
         self._extents_left = section_bytes // erofs.CHUNK_INDEX.size
-        self._directory_bytes_left = section_bytes
+        self._flat_bytes_left = section_bytes
         self.totals = TreeTotals()
 
     def run(self) -> TreeTotals:
@@ -189,7 +189,7 @@ class TreeCheck:
         dots = subdirectories = 0
         try:
             inode = self._tree.inode(nid)
-            self._spend_directory(inode)
+            self._spend_flat(inode.size)
             for entry in self._tree.entries(inode):
                 if entry.name in (b".", b".."):
                     dots += 1
@@ -208,10 +208,12 @@ class TreeCheck:
             self._problems.add(count.at(nid=nid), place.path())
         return below
 
-    def _spend_directory(self, inode: Inode) -> None:
-        self._directory_bytes_left -= inode.size
-        if self._directory_bytes_left < 0:
-            raise FormatError("directories overlap: together they are larger than the metadata")
+    def _spend_flat(self, size: int) -> None:
+        self._flat_bytes_left -= size
+        if self._flat_bytes_left < 0:
+            raise FormatError(
+                "directories and files in the metadata overlap: together they are larger than it"
+            )
 
     def _dot(self, entry: Dirent, directory: _Directory) -> None:
         expected = directory.nid if entry.name == b"." else directory.parent
@@ -286,7 +288,7 @@ class TreeCheck:
         return kind
 
     def _extents(self, inode: Inode) -> None:
-        """Check that every byte of a file is in a hole or in a chunk; raises FormatError where one is not."""
+        """Check that every byte of a file is in a hole, a chunk or the metadata; raises FormatError."""
         file_map = self._tree.file_map(inode)
         offset = 0
         while offset < inode.size:
@@ -294,7 +296,12 @@ class TreeCheck:
             self._extents_left -= 1
             if self._extents_left < 0:
                 raise FormatError("files' chunk indexes overlap: together they are larger than the metadata")
-            if extent.blob is not None and not self._coverage[extent.blob].holds(extent.start, extent.length):
+            if isinstance(extent, InlineExtent):
+                self._spend_flat(extent.length)
+                self._tree.inline_bytes(extent)
+            elif extent.blob is not None and not self._coverage[extent.blob].holds(
+                extent.start, extent.length
+            ):
                 raise FormatError(
                     "no chunk holds a part of the file",
                     found=f"{extent.length} bytes at {extent.start} of blob {extent.blob}",

@@ -17,11 +17,11 @@ from rafsfs.errors import FormatError, LimitExceeded, RafsError
 from rafsfs.format import erofs
 from rafsfs.fs.attributes import Attributes, DirectoryEntry, StatFs
 from rafsfs.limits import FILE_NAME_BYTES_MAX, PATH_DEPTH_MAX
-from rafsfs.metadata.inode import Extent, Inode
+from rafsfs.metadata.inode import Extent, InlineExtent, Inode
 from rafsfs.metadata.tree import Tree
 from rafsfs.reading.engine import ReadEngine
 from rafsfs.reading.trace import AccessTrace
-from rafsfs.types import DecodedOffset, Nid
+from rafsfs.types import Nid
 
 _DEVICES = frozenset((stat.S_IFCHR, stat.S_IFBLK))
 _ZEROS = memoryview(bytes(1 << 20))
@@ -95,7 +95,7 @@ class FileSystem:
         """The image as a whole."""
         return StatFs(erofs.BLOCK_SIZE, self._decoded_blocks, self.tree.inode_count, FILE_NAME_BYTES_MAX)
 
-    def extents(self, nid: Nid, offset: int, size: int) -> Iterator[Extent]:
+    def extents(self, nid: Nid, offset: int, size: int) -> Iterator[Extent | InlineExtent]:
         """Where bytes ``offset..offset+size`` of a regular file lie, cut at its end.
 
         OSError EISDIR for a directory, EINVAL for what has no bytes or for a negative range.
@@ -120,6 +120,9 @@ class FileSystem:
         """
         parts: list[memoryview] = []
         for extent in self.extents(nid, offset, size):
+            if isinstance(extent, InlineExtent):
+                parts.append(memoryview(self.tree.inline_bytes(extent)))
+                continue
             if extent.blob is None:
                 parts += _zeros(extent.length)
                 continue
@@ -138,13 +141,18 @@ class FileSystem:
         """
         parts: list[memoryview] = []
         for extent in self.extents(nid, offset, size):
-            if extent.blob is None:
-                parts += _zeros(extent.length)
-            else:
-                parts += self.engine.read(extent.blob, DecodedOffset(extent.start), extent.length)
+            parts += self.read_extent(extent)
         if self.trace is not None:
             self.trace.file_read(nid, offset, sum(map(len, parts)))
         return parts
+
+    def read_extent(self, extent: Extent | InlineExtent) -> list[memoryview]:
+        """All bytes of one extent, zeros of a hole. Raises as ``read`` does."""
+        if isinstance(extent, InlineExtent):
+            return [memoryview(self.tree.inline_bytes(extent))]
+        if extent.blob is None:
+            return _zeros(extent.length)
+        return self.engine.read(extent.blob, extent.start, extent.length)
 
     async def read_async(self, nid: Nid, offset: int, size: int) -> list[memoryview]:
         """``read`` on a worker thread, for trio. Cancellation abandons the thread, which then warms the

@@ -10,6 +10,7 @@ from rafsfs.errors import RafsError
 from rafsfs.format.trace import TracedRange
 from rafsfs.fs.filesystem import FileSystem
 from rafsfs.limits import TRACE_EXTENTS_MAX
+from rafsfs.metadata.inode import Extent
 from rafsfs.reading.trace import AccessTrace, DecodedRange, FileRange
 from rafsfs.types import BlobIndex, Nid
 
@@ -80,7 +81,7 @@ class _Holders:
                     left -= 1
                     if not left:
                         break
-                    if extent.blob is not None:
+                    if isinstance(extent, Extent) and extent.blob is not None:
                         for order, start, end in self._met(extent.blob, extent.start, extent.length):
                             place = offset + start - extent.start
                             named.append((order, start, TracedRange(path, place, end - start)))

@@ -59,9 +59,26 @@ class Extent(NamedTuple):
     start: DecodedOffset
     length: int
 
+    @property
+    def is_hole(self) -> bool:
+        """True when its bytes are zeros that lie nowhere."""
+        return self.blob is None
+
+
+class InlineExtent(NamedTuple):
+    """A run of a file that lies behind its inode: ``length`` bytes at ``start`` of the EROFS section."""
+
+    start: int
+    length: int
+
+    @property
+    def is_hole(self) -> bool:
+        """Always false: what is in the metadata is data."""
+        return False
+
 
 _LAYOUTS_OF_TYPE = dict.fromkeys(erofs.FILE_TYPE_OF_MODE, (DataLayout.FLAT_PLAIN,)) | {
-    stat.S_IFREG: (DataLayout.CHUNK_BASED, DataLayout.FLAT_PLAIN),
+    stat.S_IFREG: (DataLayout.CHUNK_BASED, DataLayout.FLAT_PLAIN, DataLayout.FLAT_INLINE),
     stat.S_IFDIR: (DataLayout.FLAT_PLAIN, DataLayout.FLAT_INLINE),
     stat.S_IFLNK: (DataLayout.FLAT_PLAIN, DataLayout.FLAT_INLINE),
 }
@@ -100,8 +117,10 @@ def parse_inode(space: MetadataSpace, meta_start: int, nid: Nid) -> Inode:
         )
     if size > (most := _SIZE_MAX_OF_TYPE[kind]):
         raise LimitExceeded("inode's size", expected=f"at most {most}", found=size).at(nid=nid)
-    if size and layout is DataLayout.FLAT_PLAIN and kind == stat.S_IFREG:
-        raise FormatError("regular file's bytes lie in the metadata", found=f"{size} bytes").at(nid=nid)
+    if size and kind == stat.S_IFREG and layout is not DataLayout.CHUNK_BASED and _has_blocks(layout, size):
+        raise FormatError(
+            "regular file's bytes lie in blocks of the metadata", found=f"{size} bytes, {layout.name}"
+        ).at(nid=nid)
     if mtime_nsec >= 1_000_000_000:
         raise FormatError("inode's nanoseconds", expected="below 10^9", found=mtime_nsec).at(nid=nid)
     xattr_offset = offset + _RAW.size
@@ -111,8 +130,13 @@ def parse_inode(space: MetadataSpace, meta_start: int, nid: Nid) -> Inode:
     return Inode(nid, mode, layout, size, union, uid, gid, mtime_ns, nlink, xattr_offset, xattr_bytes, body)
 
 
+def _has_blocks(layout: DataLayout, size: int) -> bool:
+    """Whether a flat inode keeps bytes elsewhere than behind itself."""
+    return layout is DataLayout.FLAT_PLAIN or size >= BLOCK_SIZE
+
+
 def read_flat(space: MetadataSpace, inode: Inode, offset: int, length: int) -> bytes:
-    """Bytes of a directory or symlink, which lie in the metadata; the range must lie inside ``inode.size``.
+    """Bytes of an inode that lie in the metadata; the range must lie inside ``inode.size``.
 
     Flat layouts keep whole blocks at block ``union``; FLAT_INLINE keeps the last, partial one behind the
     inode, inside the same block (Linux fs/erofs/data.c, erofs_map_blocks_flatmode).
@@ -122,14 +146,18 @@ def read_flat(space: MetadataSpace, inode: Inode, offset: int, length: int) -> b
     if inode.layout is DataLayout.FLAT_PLAIN:
         return space.read(start + offset, length)
     tail_start = inode.size & ~(BLOCK_SIZE - 1)
-    tail_length = inode.size - tail_start
-    if (inode.body & (BLOCK_SIZE - 1)) + tail_length > BLOCK_SIZE:
-        raise FormatError("inline data crosses a block boundary").at(nid=inode.nid, offset=inode.body)
+    _check_tail(inode)
     if offset >= tail_start:
         return space.read(inode.body + offset - tail_start, length)
     head = min(length, tail_start - offset)
     data = space.read(start + offset, head)
     return data if head == length else data + space.read(inode.body, length - head)
+
+
+def _check_tail(inode: Inode) -> None:
+    """Refuse inline data that crosses a block boundary, as Linux does."""
+    if (inode.body & (BLOCK_SIZE - 1)) + (inode.size & (BLOCK_SIZE - 1)) > BLOCK_SIZE:
+        raise FormatError("inline data crosses a block boundary").at(nid=inode.nid, offset=inode.body)
 
 
 class FileMap:
@@ -143,6 +171,9 @@ class FileMap:
         self._blob_blocks = blob_blocks
         if not inode.size:
             return
+        if inode.layout is DataLayout.FLAT_INLINE:
+            _check_tail(inode)
+            return
         chunk_format = inode.union & 0xFFFF
         if chunk_format & ~erofs.CHUNK_FORMAT_BLKBITS_MASK != erofs.CHUNK_FORMAT_INDEXES:
             raise FormatError("file's chunk format", expected="chunk indexes", found=f"{chunk_format:#x}").at(
@@ -151,10 +182,12 @@ class FileMap:
         self._chunk_bits = BLOCK_BITS + (chunk_format & erofs.CHUNK_FORMAT_BLKBITS_MASK)
         self._indexes = erofs.align(inode.body, erofs.CHUNK_INDEX.size)
 
-    def extent(self, offset: int) -> Extent:
+    def extent(self, offset: int) -> Extent | InlineExtent:
         """The extent that holds byte ``offset`` of the file (which must lie inside it), from there on."""
         inode = self._inode
         assert 0 <= offset < inode.size
+        if inode.layout is DataLayout.FLAT_INLINE:
+            return InlineExtent(inode.body + offset, inode.size - offset)
         number = offset >> self._chunk_bits
         position = self._indexes + number * erofs.CHUNK_INDEX.size
         index = erofs.CHUNK_INDEX.unpack_from(self._space.read(position, erofs.CHUNK_INDEX.size))

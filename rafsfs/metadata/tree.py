@@ -16,7 +16,7 @@ from rafsfs.errors import FormatError, RafsError, UnsupportedVersion
 from rafsfs.format import erofs
 from rafsfs.format.erofs import BLOCK_BITS, BLOCK_SIZE
 from rafsfs.metadata.directory import ENTRIES_PER_BLOCK_MAX, DirectoryBlock, parse_directory_block
-from rafsfs.metadata.inode import FileMap, Inode, parse_inode, read_flat
+from rafsfs.metadata.inode import FileMap, InlineExtent, Inode, parse_inode, read_flat
 from rafsfs.metadata.space import MetadataSpace
 from rafsfs.metadata.xattrs import read_xattrs
 from rafsfs.types import Nid
@@ -114,6 +114,10 @@ class Tree:
     def file_map(self, inode: Inode) -> FileMap:
         """Where a regular file's bytes lie."""
         return FileMap(self._space, inode, self._blob_blocks)
+
+    def inline_bytes(self, extent: InlineExtent) -> bytes:
+        """Bytes of a regular file that lie behind its inode; FormatError when that is outside the section."""
+        return self._space.read(extent.start, extent.length)
 
 
 def _block_count(directory: Inode) -> int:

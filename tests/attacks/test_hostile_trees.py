@@ -307,7 +307,10 @@ INODES = {
     "size above off_t": {"size": 2**63, "format": erofs.inode_format(DataLayout.CHUNK_BASED)},
     "wild size": {"size": 2**64 - 1, "format": erofs.inode_format(DataLayout.CHUNK_BASED)},
     "bytes in the metadata": {"size": 1},
-    "inline bytes": {"size": 1, "format": INLINE},
+    "inline bytes of a block": {"size": BLOCK, "format": INLINE},
+    "inline bytes of many blocks": {"size": 5 * BLOCK + 1, "format": INLINE},
+    "inline bytes above off_t": {"size": 2**63, "format": INLINE},
+    "fifo with inline bytes": {"mode": stat.S_IFIFO, "size": 1, "format": INLINE},
     "fifo with a size": {"mode": stat.S_IFIFO, "size": 1},
     "fifo with chunks": {"mode": stat.S_IFIFO, "format": erofs.inode_format(DataLayout.CHUNK_BASED)},
     "directory with chunks": {
@@ -324,6 +327,39 @@ def test_inode_that_lies(section, mounted, lie):
     with pytest.raises(FormatError):
         filesystem.attributes(nid)
     assert [entry.name for entry in filesystem.directory(filesystem.root)] == [b".", b"..", b"entry"]
+
+
+def test_inline_file_that_crosses_its_block(section, mounted):
+    nid = section.reserve()
+    room = BLOCK - (nid * 32 + 64) % BLOCK
+    section.inode(stat.S_IFREG | 0o644, nid=nid, size=room + 1, format=INLINE)
+    filesystem = mounted(with_file(section, nid))
+    assert filesystem.attributes(nid).size == room + 1
+    for read in (filesystem.try_read, filesystem.read):
+        with pytest.raises(FormatError, match="crosses a block boundary"):
+            read(nid, 0, 1)
+
+
+def test_inline_file_shows_no_more_than_its_size(section, mounted):
+    """Others' bytes lie behind it; they are authentic, but not the file's."""
+    nid = section.inode(stat.S_IFREG | 0o644, size=5, format=INLINE, behind=b"fivesECRET")
+    filesystem = mounted(with_file(section, nid), hostile=False)
+    for offset, size in ((0, 1 << 62), (0, 10), (4, 10)):
+        assert b"".join(filesystem.read(nid, offset, size)) == b"fives"[offset:]
+    assert filesystem.read(nid, 5, 10) == filesystem.try_read(nid, 1 << 62, 10) == []
+
+
+def test_inline_files_that_overlap_end_the_check(mounted):
+    """Each one's bytes are the next ones' inodes: together they are larger than the metadata."""
+    section = ForgedSection(inode_blocks=16)
+    nids = [section.reserve() for _ in range(600)]
+    room = [BLOCK - (nid * 32 + 64) % BLOCK for nid in nids]
+    for nid, size in zip(nids, room, strict=True):
+        section.inode(stat.S_IFREG | 0o644, nid=nid, size=size % BLOCK, format=INLINE)
+    names = [(b"%03d" % number, nid, REGULAR) for number, nid in enumerate(nids[:200])]
+    section.directory(names, nid=section.root)
+    filesystem = mounted(section)
+    assert len(filesystem.read(nids[0], 0, 1 << 20)[0]) == room[0]
 
 
 EXTREMES = {

@@ -38,7 +38,8 @@ def suite(request):
 def telling_tree(folder, noise=NOISE):
     (folder / NAME).mkdir(parents=True)
     (folder / NAME / "whole").write_bytes(noise)
-    (folder / NAME / "small").write_bytes(noise[:999])
+    (folder / NAME / "small").write_bytes(noise[:1999])
+    (folder / NAME / "tiny").write_bytes(noise[:99])
     (folder / NAME / "link").symlink_to(TARGET)
     os.setxattr(folder / NAME / "small", b"user." + XATTR, noise[:40])
     for path in [*sorted(folder.rglob("*")), folder]:
@@ -64,13 +65,13 @@ def test_nothing_of_the_tree_is_in_the_stored_bytes(suite, dedup_secret, level, 
     stored = everything_stored(reference)
     for telling in (
         *(NOISE[start : start + 16] for start in range(0, len(NOISE), 16)),
-        *(NAME[:12].encode(), TARGET[:12].encode(), XATTR[:12], b"whole", b"small", b"link"),
+        *(NAME[:12].encode(), TARGET[:12].encode(), XATTR[:12], b"whole", b"small", b"tiny", b"link"),
         *((123456).to_bytes(4, "little"), (654321).to_bytes(4, "little")),
         (MTIME_NS // 10**9).to_bytes(8, "little"),
     ):
         assert telling not in stored
     with opened(reference) as image:
-        assert len(list(image.filesystem.walk())) == 5
+        assert len(list(image.filesystem.walk())) == 6
 
 
 def test_the_same_search_finds_it_all_where_nothing_is_encrypted(tmp_path):
@@ -164,8 +165,8 @@ def test_lengths_do_tell(suite, tmp_path):
 def test_neighbours_in_a_dictionary_can_be_read(suite, tmp_path):
     """Not promised: small files share chunks, and a chunk is taken over whole, with its key."""
     for name, files in (
-        ("old", {"shared": b"shared " * 100, "withheld": b"withheld " * 100}),
-        ("new", {"shared": b"shared " * 100}),
+        ("old", {"shared": b"shared " * 200, "withheld": b"withheld " * 200}),
+        ("new", {"shared": b"shared " * 200}),
     ):
         (tmp_path / name).mkdir()
         for file, content in files.items():
@@ -174,7 +175,7 @@ def test_neighbours_in_a_dictionary_can_be_read(suite, tmp_path):
     reference = build(tmp_path / "new", tmp_path / "image", "new", suite=suite, dictionaries=[dictionary])
     with opened(reference) as image:
         assert [path for path, _ in image.filesystem.walk()] == [b"", b"shared"]
-        assert b"withheld " * 100 in image.filesystem.engine.decode(0, 0)
+        assert b"withheld " * 200 in image.filesystem.engine.decode(0, 0)
 
 
 # --- Convergent keys ----------------------------------------------------------------------------------------

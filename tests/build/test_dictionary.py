@@ -20,7 +20,7 @@ def file(name, *segments):
     return Planned(name, FileType.REGULAR, segments=tuple(Segment(*segment) for segment in segments))
 
 
-SMALL = [file(b"small%d" % number, (100 + number, number)) for number in range(5)]
+SMALL = [file(b"small%d" % number, (2000 + number, number)) for number in range(5)]
 LARGE = file(b"large", (5 * CHUNK + 77, 9))
 BASE = (ROOT, LARGE, *SMALL)
 

@@ -10,7 +10,8 @@ from support.trees import plans
 
 from rafsfs.build.erofs_writer import CHUNK_BITS_MAX, DeviceInfo, count_kinds, write_erofs
 from rafsfs.build.source import Entry
-from rafsfs.build.tree import PlannedBlob, PlannedChunk, Run, Tree
+from rafsfs.build.tree import NO_BYTES, Body, PlannedBlob, PlannedChunk, Run, Tree
+from rafsfs.build.xattr_writer import area_bytes_max
 from rafsfs.errors import BuildError
 from rafsfs.format import erofs
 from rafsfs.format.erofs import BLOCK_SIZE, DataLayout, FileType
@@ -60,7 +61,7 @@ def blob(index):
 def file_of(*runs):
     """A section with one file of these runs; returns its inode and the extents that the reader finds."""
     size = sum(run.length for run in runs)
-    section = write_erofs(tree_of((entry(b"file", size=size), runs)), DEVICES)
+    section = write_erofs(tree_of((entry(b"file", size=size), Body(tuple(runs)))), DEVICES)
     tree = opened(section, DEVICES)
     inode = inode_of(tree, b"file")
     file_map, extents, offset = tree.file_map(inode), [], 0
@@ -115,6 +116,15 @@ def test_section_follows_from_the_tree_alone():
 # --- Where inodes lie ---------------------------------------------------------------------------------------
 
 
+def body_of(item):
+    """Inline wherever the bytes fit behind the inode."""
+    if not item.size:
+        return NO_BYTES
+    if 64 + area_bytes_max(item.xattrs) + item.size > BLOCK_SIZE:
+        return Body((Run(item.size),))
+    return Body(inline=b"i" * item.size)
+
+
 @given(plans(on_disk=False, max_names=30))
 @settings(max_examples=50)
 def test_inodes_overlap_nothing_and_their_inline_parts_stay_in_a_block(plan):
@@ -125,7 +135,7 @@ def test_inodes_overlap_nothing_and_their_inline_parts_stay_in_a_block(plan):
             Entry(
                 item.path, item.kind, 0o644, 0, 0, 0, size=item.size, hard_link_to=item.hard_link_to, **fields
             ),
-            (Run(item.size),) if item.size else (),
+            body_of(item),
         )
     section = write_erofs(tree, [])
     read = opened(section)
@@ -178,6 +188,23 @@ def test_symlinks_are_inline_as_long_as_they_fit_a_block(length):
     link = inode_of(tree, b"link")
     assert link.layout is (DataLayout.FLAT_INLINE if length <= BLOCK_SIZE - 64 else DataLayout.FLAT_PLAIN)
     assert tree.symlink_target(link) == b"t" * length
+
+
+@given(plans(on_disk=False, max_names=30), st.integers(1, BLOCK_SIZE - 64))
+@settings(max_examples=50)
+def test_small_files_come_out_of_the_block_of_their_inode(plan, size):
+    """Whatever attributes they have, shared ones among them: the bound that the chunker goes by holds."""
+    small = [item for item in plan if 64 + area_bytes_max(item.xattrs) + size <= BLOCK_SIZE]
+    entries = [
+        (entry(b"%d" % number, size=size, xattrs=item.xattrs), Body(inline=bytes([number + 1]) * size))
+        for number, item in enumerate(small)
+    ]
+    tree = opened(write_erofs(tree_of(*entries), []))
+    for number in range(len(small)):
+        inode = inode_of(tree, b"%d" % number)
+        assert inode.layout is DataLayout.FLAT_INLINE and inode.size == size
+        extent = tree.file_map(inode).extent(0)
+        assert tree.inline_bytes(extent) == bytes([number + 1]) * size
 
 
 # --- Chunk indexes ------------------------------------------------------------------------------------------
@@ -271,9 +298,9 @@ def test_any_runs_come_back(drawn, short):
 def test_file_that_needs_too_many_indexes_is_refused_at_once(size):
     """Else a sparse file, which costs its maker nothing, would cost us all memory."""
     with pytest.raises(BuildError, match=r"file is too large for its chunks.*path sparse"):
-        write_erofs(tree_of((entry(b"sparse", size=size), (Run(size),))), [])
+        write_erofs(tree_of((entry(b"sparse", size=size), Body((Run(size),)))), [])
     short = 4 * GIB * 1024
-    broken = (Run(BLOCK_SIZE, chunk_at(1)), Run(short - BLOCK_SIZE))
+    broken = Body((Run(BLOCK_SIZE, chunk_at(1)), Run(short - BLOCK_SIZE)))
     with pytest.raises(BuildError, match="path sparse"):
         write_erofs(tree_of((entry(b"sparse", size=short), broken)), DEVICES)
 

@@ -33,7 +33,8 @@ def tree(tmp_path):
     (folder / "a").write_bytes(noise.randbytes(4 * CHUNK))
     (folder / "b").write_bytes(noise.randbytes(3 * CHUNK + 10))
     for name in ("s1", "s2"):
-        (folder / "d" / name).write_bytes(noise.randbytes(100))
+        (folder / "d" / name).write_bytes(noise.randbytes(2000))
+    (folder / "d" / "tiny").write_bytes(noise.randbytes(100))
     (folder / "empty").touch()
     (folder / "link").symlink_to("a")
     os.link(folder / "a", folder / "hard")
@@ -150,6 +151,12 @@ def test_build_makes_the_list_that_the_image_gives(tree, tmp_path, image):
     assert tuple(runs) == summary.prefetch.runs == plan(image, *RANGES).runs
     assert (summary.prefetch.paths, summary.prefetch.paths_gone) == (4, 1)
     assert built(tree, tmp_path / "again").manifest_digest == summary.manifest_digest
+
+
+def test_what_lies_in_the_metadata_needs_no_place_in_the_list(image):
+    found = plan(image, (b"d/tiny", 0, WHOLE), (b"b", 0, 1))
+    assert listed(found.runs) == [chunks_of(image, b"b")[0]]
+    assert (found.paths, found.paths_gone) == (2, 0)
 
 
 def test_moved_and_changed_files_are_found_where_they_are_now(tree, tmp_path, image):

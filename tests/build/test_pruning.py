@@ -178,7 +178,7 @@ def test_images_of_other_tools_stay_whole(others, tree, tmp_path):
 def test_referrer_of_what_is_removed_goes_with_it(tree, tmp_path):
     folder = build(tree, tmp_path / "image").folder
     referrers(folder)
-    (tree / "file").write_bytes(b"other")
+    (tree / "file").write_bytes(b"other" * 1000)
     build(tree, tmp_path / "image")
     prune(folder)
     assert len(blobs(folder)) == 4

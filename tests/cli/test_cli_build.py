@@ -254,21 +254,25 @@ def test_other_file_systems_are_left_out_when_asked(tree, keys, tmp_path):
     assert {"/mnt", "/mnt/file"} & names(tmp_path / "img", keys / "my.key") == {"/mnt"}
 
 
+IN_CHUNKS = ("--inline-size", "0")  # also the smallest files, so that a dictionary can hold them
+
+
 @pytest.mark.parametrize("folder", ["img", "elsewhere"])
 def test_what_a_dictionary_holds_is_not_stored_again(folder, tree, keys, tmp_path):
-    built(tree, tmp_path / "img:v1", "--key", keys / "my.key")
+    built(tree, tmp_path / "img:v1", "--key", keys / "my.key", *IN_CHUNKS)
     (tree / "new").write_bytes(NOISE[300_000:310_000])
     target = tmp_path / f"{folder}:v2"
-    summary = built(tree, target, "--key", keys / "my.key", "--chunk-dict", tmp_path / "img:v1")
+    given = ["--key", keys / "my.key", "--chunk-dict", tmp_path / "img:v1"]
+    summary = built(tree, target, *given, *IN_CHUNKS)
     assert summary["bytes_unique"] == 10_000
     assert_holds(target, tree, keys / "my.key")
 
 
 def test_a_dictionary_with_a_key_of_its_own(tree, keys, tmp_path):
-    built(tree, tmp_path / "old", "--key", keys / "other.key")
+    built(tree, tmp_path / "old", "--key", keys / "other.key", *IN_CHUNKS)
     build = [tree, tmp_path / "new", "--key", keys / "alice.key.pub", "--chunk-dict", tmp_path / "old"]
     refused(4, ["chunk dictionary", "no given key opens", str(tmp_path / "old"), "--dict-key"], *build)
-    assert built(*build, "--dict-key", keys / "other.key")["bytes_unique"] == 0
+    assert built(*build, "--dict-key", keys / "other.key", *IN_CHUNKS)["bytes_unique"] == 0
     assert_holds(tmp_path / "new", tree, keys / "alice.key")
 
 
@@ -281,12 +285,12 @@ def test_an_unencrypted_dictionary_of_a_sealed_build(tree, keys, tmp_path):
 
 def test_keys_out_of_pipes_open_dictionaries_too(tree, keys, tmp_path):
     """They can be read only once: ``--key <(pass show my.key)``."""
-    built(tree, tmp_path / "old", "--key", keys / "alice.key.pub")
+    built(tree, tmp_path / "old", "--key", keys / "alice.key.pub", *IN_CHUNKS)
     reading, writing = os.pipe()
     os.write(writing, (keys / "alice.key").read_bytes())
     os.close(writing)
     own = ["--key", f"/dev/fd/{reading}", "--chunk-dict", tmp_path / "old"]
-    summary = built(tree, tmp_path / "new", *own, pass_fds=[reading])
+    summary = built(tree, tmp_path / "new", *own, *IN_CHUNKS, pass_fds=[reading])
     os.close(reading)
     assert summary["bytes_unique"] == 0
 

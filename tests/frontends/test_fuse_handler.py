@@ -29,6 +29,7 @@ from rafsfs.limits import KIB
 
 CHUNK = 8 * KIB
 BIG = Segment(100_000, 2)
+TINY = Segment(100, 5)
 PLAN = (
     Planned(b"", FileType.DIRECTORY, mtime_ns=5),
     Planned(b"big", FileType.REGULAR, 0o640, uid=7, gid=8, mtime_ns=-1, segments=(BIG,)),
@@ -37,6 +38,7 @@ PLAN = (
         FileType.REGULAR,
         segments=(Segment(64 * KIB, None), Segment(64 * KIB, 1), Segment(60 * KIB, None), Segment(9, 3)),
     ),
+    Planned(b"tiny", FileType.REGULAR, segments=(TINY,)),
     Planned(b"dir", FileType.DIRECTORY, 0o2775),
     Planned(b"dir/link", FileType.SYMLINK, 0o777, target=b"../big"),
     Planned(b"dir/null", FileType.CHARACTER, 0o666, rdev=(1, 3)),
@@ -147,6 +149,16 @@ def test_holes_are_found(image):
     for offset in (188 * KIB + 9, 2**63, 2**64 - 1):
         with pytest.raises(OSError, match=os.strerror(errno.ENXIO)):
             reader.seek(node, offset, 3)
+
+
+def test_what_lies_in_the_metadata_is_answered_at_once(image):
+    server = serving(image)
+    reader = FuseClient(server)
+    node = reader.find(b"tiny")
+    answer = server.handle(wire.read(node, 10, 4096))
+    assert not isinstance(answer, Pending)
+    assert b"".join(answer[1:]) == TINY.plain()[10:]
+    assert (reader.seek(node, 10, 3), reader.seek(node, 10, 4)) == (10, 100)
 
 
 def test_damaged_chunk_costs_its_readers_an_error_and_nobody_else(tmp_path):

@@ -37,7 +37,7 @@ def tree(tmp_path):
 
 @pytest.fixture
 def image(tree, tmp_path):
-    with opened(build(tree, tmp_path / "image", chunk_size=CHUNK)) as found:
+    with opened(build(tree, tmp_path / "image", chunk_size=CHUNK, inline_size=0)) as found:
         found.filesystem.trace = AccessTrace()
         yield found
 
@@ -147,3 +147,13 @@ def test_search_of_decoded_space_is_bounded(image, monkeypatch):
 def test_ranges_fit_what_a_build_takes(image):
     read(image, b"big", 5, 5)
     assert traced_ranges(image.filesystem, image.filesystem.trace) == [TracedRange(b"big", 0, 4096)]
+
+
+def test_what_lies_in_the_metadata_is_named_where_it_was_asked_for(tree, tmp_path):
+    """And no decoded space is: there is none."""
+    with opened(build(tree, tmp_path / "image", chunk_size=CHUNK)) as image:
+        trace = image.filesystem.trace = AccessTrace()
+        assert read(image, b"d/3", 1, 7) == 7
+        blocks = image.opened.superblock.blobs[0].decoded_blocks
+        trace.blob_read(0, 0, blocks * 4096)
+        assert {path for path, _, _ in ranges(image)} == {b"d/3", b"big", b"holes"}

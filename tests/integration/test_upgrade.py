@@ -157,7 +157,7 @@ def test_what_was_counted_goes_along(mount):
     (mount / "big").read_bytes()
     before = ask(device_of(mount))
     upgrade(mount)
-    (mount / "1").read_bytes()
+    (mount / "fio").read_bytes()
     after = ask(device_of(mount))
     assert after["mount"]["pid"] != before["mount"]["pid"]
     assert after["mount"]["uptime_s"] > before["mount"]["uptime_s"]

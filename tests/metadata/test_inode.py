@@ -11,7 +11,7 @@ from rafsfs.errors import FormatError, LimitExceeded, RafsError
 from rafsfs.format import erofs
 from rafsfs.format.erofs import BLOCK_SIZE, DataLayout
 from rafsfs.limits import DIRECTORY_BYTES_MAX, FILE_SIZE_MAX, SYMLINK_BYTES_MAX
-from rafsfs.metadata.inode import FileMap, parse_inode, read_flat
+from rafsfs.metadata.inode import FileMap, InlineExtent, parse_inode, read_flat
 from rafsfs.metadata.space import MetadataSpace
 
 NID = 40
@@ -95,7 +95,16 @@ REFUSED = {
     "no type": ({"mode": 0o644}, FormatError, "not an inode"),
     "unknown type": ({"mode": 0o030644}, FormatError, "not an inode"),
     "whiteout type": ({"mode": 0o160644}, FormatError, "not an inode"),
-    "inline regular file": ({"format": layout(DataLayout.FLAT_INLINE)}, FormatError, "layout"),
+    "inline file of a block": (
+        {"format": layout(DataLayout.FLAT_INLINE), "size": BLOCK_SIZE},
+        FormatError,
+        "blocks of the metadata",
+    ),
+    "inline file of blocks": (
+        {"format": layout(DataLayout.FLAT_INLINE), "size": 2 * BLOCK_SIZE + 1},
+        FormatError,
+        "blocks of the metadata",
+    ),
     "directory in chunks": (
         {"format": layout(DataLayout.CHUNK_BASED), "mode": stat.S_IFDIR | 0o755},
         FormatError,
@@ -116,7 +125,7 @@ REFUSED = {
         FormatError,
         "layout",
     ),
-    "file with bytes in the metadata": ({"size": 1}, FormatError, "in the metadata"),
+    "file in blocks of the metadata": ({"size": 1}, FormatError, "blocks of the metadata"),
     "device with a size": ({"mode": stat.S_IFBLK | 0o600, "size": 1}, LimitExceeded, "size"),
     "socket with a size": ({"mode": stat.S_IFSOCK | 0o600, "size": 1}, LimitExceeded, "size"),
     "file beyond off_t": (
@@ -202,6 +211,38 @@ def test_blocks_outside_the_section_are_refused(kind):
     inode = parse_inode(space, 0, NID)
     with pytest.raises(FormatError, match="outside its section"):
         read_flat(space, inode, 0, 4096)
+
+
+# --- Files behind their inodes ------------------------------------------------------------------------------
+
+
+@given(st.integers(1, BLOCK_SIZE - 64 - 12 - 8), st.sampled_from([0, 1, 3]), st.data())
+def test_any_range_of_an_inline_file_is_the_slice(size, icount, data):
+    space, inode, content = flat(size, nid=128, xattr_icount=icount, mode=REGULAR)
+    start = data.draw(st.integers(0, size - 1))
+    extent = FileMap(space, inode, ()).extent(start)
+    assert isinstance(extent, InlineExtent) and not extent.is_hole
+    assert space.read(extent.start, extent.length) == content[start:]
+
+
+@pytest.mark.parametrize(("size", "fits"), [(BLOCK_SIZE - 64, True), (BLOCK_SIZE - 63, False)])
+def test_inline_file_ends_with_its_block(size, fits):
+    space, inode, _ = flat(size, nid=128, mode=REGULAR)
+    if fits:
+        assert FileMap(space, inode, ()).extent(0) == InlineExtent(128 * 32 + 64, size)
+    else:
+        with pytest.raises(FormatError, match="crosses a block boundary"):
+            FileMap(space, inode, ())
+
+
+def test_inline_file_outside_the_section_is_refused():
+    """Its attributes end where the section does: what would follow is somebody else's."""
+    start = 16 * BLOCK_SIZE - 64
+    raw = packed(format=layout(DataLayout.FLAT_INLINE), size=10)
+    space = section((start, raw))
+    extent = FileMap(space, parse_inode(space, 0, start // 32), ()).extent(0)
+    with pytest.raises(FormatError, match="outside its section"):
+        space.read(extent.start, extent.length)
 
 
 # --- Extents of files ---------------------------------------------------------------------------------------

@@ -78,6 +78,7 @@ def _first(root: Path) -> None:
 
 
 def _second(root: Path) -> None:
+    _write(root / "second", os.urandom(9_000))
     _write(root / "etc/replaced", b"upper")
     (root / "removed/by/rm").unlink()
     (root / "types/file-to-directory").unlink()
@@ -92,5 +93,6 @@ def _second(root: Path) -> None:
 
 def _third(root: Path) -> None:
     _write(root / "removed/by/rm", b"and here again")
+    _write(root / "third", os.urandom(9_000))
     (root / "links/first").unlink()
     os.setxattr(root / "bin", "user.of-a-directory", b"1")

@@ -385,8 +385,9 @@ class Erofs:
         if kind in (stat.S_IFDIR, stat.S_IFLNK):
             content = self.flat(layout >> 1, size, union, body)
         elif kind == stat.S_IFREG and size:
-            expect(layout >> 1 == 4, "regular file's layout")
-            content = self.file(size, union, body)
+            expect(layout >> 1 == 4 or (layout >> 1 == 2 and size < BLOCK), "regular file's layout")
+            is_inline = layout >> 1 == 2
+            content = self.flat(2, size, 0, body) if is_inline else self.file(size, union, body)
         elif kind in (stat.S_IFCHR, stat.S_IFBLK):
             device = [(union & 0xFFF00) >> 8, (union & 0xFF) | ((union >> 12) & 0xFFF00)]
         return {
