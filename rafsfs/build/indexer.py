@@ -13,22 +13,22 @@ from contextlib import closing
 
 from blake3 import blake3
 
-from rafsfs.build.builder import BuildProgress, Report, clamped
+from rafsfs.build.builder import BuildProgress, Report
 from rafsfs.build.converter import with_config_of
 from rafsfs.build.encode import Encoder
 from rafsfs.build.erofs_writer import ErofsWriter, count_kinds
 from rafsfs.build.image_writer import FinishedBlob, write_image
 from rafsfs.build.layer_reader import LayerReader, StockLayer
 from rafsfs.build.layer_tree import LayerInode
-from rafsfs.build.layered_source import merged, other_names
+from rafsfs.build.layered_tree import LayeredTree
 from rafsfs.build.layout_writer import LayoutWriter
 from rafsfs.build.options import BuildOptions, BuildSummary
 from rafsfs.build.pipeline import worker_count
-from rafsfs.build.source import Entry, refusal
+from rafsfs.build.source import refusal
 from rafsfs.build.stock_image import StockImage
 from rafsfs.build.tar_members import Member
 from rafsfs.build.tar_source import entry_of
-from rafsfs.build.tree import NO_BYTES, Body, PlannedBlob, PlannedChunk, Run, Tree
+from rafsfs.build.tree import Body, PlannedBlob, PlannedChunk, Run
 from rafsfs.errors import BuildError, DigestMismatch
 from rafsfs.format.checkpoints import pack_checkpoints
 from rafsfs.format.chunk import CHUNK_RECORD, ChunkRecord, Codec, blocks_of
@@ -73,12 +73,12 @@ def index_image(
             index.read_layer(number)
             if index.is_needed(layer):
                 _bring(layout, layer)
-        metadata = ErofsWriter(index.tree, len(index.blobs))
+        metadata = ErofsWriter(index.layered.tree, len(index.blobs))
         checkpoints = pack_checkpoints(index.checkpoints)
         written = write_image(
             metadata, index.blobs, options, encoder, layout, target.tag, pool, checkpoints=checkpoints
         )
-    kinds = count_kinds(index.tree)
+    kinds = count_kinds(index.layered.tree)
     return BuildSummary(
         manifest_digest=written.manifest_digest,
         image_id=written.image_id.hex(),
@@ -122,7 +122,7 @@ class _Index:
         told: Callable[[int], None],
     ) -> None:
         """Read all layers for the first time."""
-        self.tree = Tree()
+        self.layered = LayeredTree(image.layers, xattrs=xattrs, told=told, epoch=options.source_date_epoch)
         self.blobs: list[FinishedBlob] = []
         self.checkpoints: list[bytes] = []
         self.bytes_read = 0
@@ -131,14 +131,6 @@ class _Index:
         self._xattrs = xattrs
         self._report = report
         self._told = told
-        self._contents: list[dict[int, LayerInode]] = [{} for _ in image.layers]
-        for inode in merged(image.layers, xattrs=xattrs, told=told):
-            layer, number = inode.member
-            if inode.entry.kind is FileType.REGULAR and inode.entry.size:
-                self._contents[layer][number] = inode
-            else:
-                inode.entry.path = inode.paths[0]
-                self._add(inode, inode.entry, NO_BYTES)
 
     def is_needed(self, layer: StockLayer) -> bool:
         """Whether the image reads anything out of a layer."""
@@ -146,7 +138,7 @@ class _Index:
 
     def read_layer(self, number: int) -> None:
         """Take down where the files that are left of a layer lie in it."""
-        layer, wanted = self._layers[number], self._contents[number]
+        layer, wanted = self._layers[number], self.layered.wanted[number]
         if not wanted:
             return
         if layer.digest is None:
@@ -179,14 +171,9 @@ class _Index:
             position += len(piece)
             self.bytes_read += len(piece)
         entry.content = None
-        self._add(inode, entry, Body(tuple(runs)))
+        self.layered.add(inode, entry, Body(tuple(runs)))
         if self._report is not None:
             self._report(BuildProgress(len(records.packed), self.bytes_read, 0))
-
-    def _add(self, inode: LayerInode, entry: Entry, body: Body) -> None:
-        self.tree.add(clamped(entry, self._options.source_date_epoch), body)
-        for other in other_names(inode):
-            self.tree.add(other)
 
 
 class _Records:

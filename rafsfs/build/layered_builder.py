@@ -13,20 +13,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 
-from rafsfs.build.builder import BuildProgress, Report, clamped, no_search_for_cycles
+from rafsfs.build.builder import BuildProgress, Report, no_search_for_cycles
 from rafsfs.build.chunker import Chunker
 from rafsfs.build.encode import Encoder
 from rafsfs.build.erofs_writer import ErofsWriter, count_kinds
 from rafsfs.build.image_writer import FinishedBlob, write_image
 from rafsfs.build.layer_reader import LayerReader, StockLayer
-from rafsfs.build.layer_tree import LayerInode
-from rafsfs.build.layered_source import merged, other_names
+from rafsfs.build.layered_tree import LayeredTree
 from rafsfs.build.layout_writer import LayoutWriter
 from rafsfs.build.options import BuildOptions, BuildSummary
 from rafsfs.build.pipeline import BlobPipeline, worker_count
-from rafsfs.build.source import Entry
 from rafsfs.build.tar_source import entry_of
-from rafsfs.build.tree import NO_BYTES, Body, PlannedBlob, PlannedChunk, Run, Tree
+from rafsfs.build.tree import PlannedBlob, PlannedChunk, Run
 from rafsfs.errors import BuildError
 from rafsfs.format import oci
 from rafsfs.format.chunk import CHUNK_RECORD
@@ -80,12 +78,12 @@ def build_layered(
                     toc_digest,
                 )
                 build.add_blob(pipeline.planned, FinishedBlob(entry, descriptor, needed), chunks)
-            metadata = ErofsWriter(build.tree, len(build.blobs))
+            metadata = ErofsWriter(build.layered.tree, len(build.blobs))
             written = write_image(metadata, build.blobs, options, encoder, layout, target.tag, pool)
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    kinds = count_kinds(build.tree)
+    kinds = count_kinds(build.layered.tree)
     return BuildSummary(
         manifest_digest=written.manifest_digest,
         image_id=written.image_id.hex(),
@@ -115,7 +113,7 @@ class _LayeredBuild:
         told: Callable[[int], None],
     ) -> None:
         """Read all layers for the first time."""
-        self.tree = Tree()
+        self.layered = LayeredTree(layers, xattrs=xattrs, told=told, epoch=options.source_date_epoch)
         self.blobs: list[FinishedBlob] = []
         self._planned: list[PlannedBlob] = []
         self.bytes_read = self.bytes_holes = self.bytes_deduplicated = 0
@@ -124,19 +122,10 @@ class _LayeredBuild:
         self._xattrs = xattrs
         self._report = report
         self._told = told
-        self._entries = 0
-        self._contents: list[dict[int, LayerInode]] = [{} for _ in layers]
-        for inode in merged(layers, xattrs=xattrs, told=told):
-            layer, number = inode.member
-            if inode.entry.kind is FileType.REGULAR and inode.entry.size:
-                self._contents[layer][number] = inode
-            else:
-                inode.entry.path = inode.paths[0]
-                self._add(inode, inode.entry, NO_BYTES)
 
     def read_layer(self, number: int, pipeline: BlobPipeline) -> list[PlannedChunk]:
         """Store what a layer's files hold, and put those that are left into the tree; gives their chunks."""
-        layer, wanted = self._layers[number], self._contents[number]
+        layer, wanted = self._layers[number], self.layered.wanted[number]
         chunker = Chunker(pipeline, self._options.chunk_size, self._options.inline_size, {})
         kept: list[Run] = []
         with closing(layer.open()) as file:
@@ -152,22 +141,16 @@ class _LayeredBuild:
                 body = chunker.add_file(entry)
                 entry.content = None
                 if inode is not None:
-                    self._add(inode, entry, body)
+                    self.layered.add(inode, entry, body)
                     kept += body.runs
                 if self._report is not None:
                     done = self.bytes_read + chunker.totals.read
-                    self._report(BuildProgress(self._entries, done, pipeline.encoded_bytes))
+                    self._report(BuildProgress(self.layered.names, done, pipeline.encoded_bytes))
         chunker.flush()
         self.bytes_read += chunker.totals.read
         self.bytes_holes += chunker.totals.holes
         self.bytes_deduplicated += chunker.totals.deduplicated
         return [run.chunk for run in kept if run.chunk is not None]
-
-    def _add(self, inode: LayerInode, entry: Entry, body: Body) -> None:
-        self.tree.add(clamped(entry, self._options.source_date_epoch), body)
-        for other in other_names(inode):
-            self.tree.add(other)
-        self._entries += len(inode.paths)
 
     def add_blob(self, planned: PlannedBlob, blob: FinishedBlob, chunks: Sequence[PlannedChunk]) -> None:
         """Take a layer's blob into the image. One that another layer has already is there once."""
