@@ -35,6 +35,8 @@ def load_all(image: OpenImage, workers: int) -> None:
             hint=f"give --cache-size {-(-needed >> 20)}M",
         )
 
+    engine.cache.keep_all()
+
     def load_pages(first: int) -> None:
         for number in range(first, min(first + _PIECES_AT_ONCE, superblock.page_count)):
             image.metadata.load(PageNumber(number))

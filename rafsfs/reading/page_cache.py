@@ -67,6 +67,7 @@ class PageCache:
         self.page_hits = 0
         self.evictions = 0
         self._lock = threading.Lock()
+        self._recent_bytes_max = RECENT_BYTES_MAX
         self._recent = _Queue()
         self._main = _Queue()
         self._offered = _Queue()  # nobody has asked for these yet
@@ -119,10 +120,16 @@ class PageCache:
             self._main.add(key, data)
         else:
             self._recent.add(key, data)
-        while self._recent.cost > RECENT_BYTES_MAX and (oldest := self._recent.oldest_but(key)):
+        recent, most = self._recent, self._recent_bytes_max
+        while recent.cost > most and (oldest := recent.oldest_but(key)):
             self._forget(oldest)
         while self._used() > self.budget_bytes:
             self._evict(newest=key)
+
+    def keep_all(self) -> None:
+        """Let go for nothing but the budget from now on, for who wants no store to be asked again."""
+        with self._lock:
+            self._recent_bytes_max = self.budget_bytes
 
     def has_room(self, length: int) -> bool:
         """Whether so many bytes can be put in for later, and nothing has to go for them."""
