@@ -117,10 +117,8 @@ def parse_inode(space: MetadataSpace, meta_start: int, nid: Nid) -> Inode:
         )
     if size > (most := _SIZE_MAX_OF_TYPE[kind]):
         raise LimitExceeded("inode's size", expected=f"at most {most}", found=size).at(nid=nid)
-    if size and kind == stat.S_IFREG and layout is not DataLayout.CHUNK_BASED and _has_blocks(layout, size):
-        raise FormatError(
-            "regular file's bytes lie in blocks of the metadata", found=f"{size} bytes, {layout.name}"
-        ).at(nid=nid)
+    if size and layout is not DataLayout.CHUNK_BASED:
+        _check_flat(nid, kind, layout, size)
     if mtime_nsec >= 1_000_000_000:
         raise FormatError("inode's nanoseconds", expected="below 10^9", found=mtime_nsec).at(nid=nid)
     xattr_offset = offset + _RAW.size
@@ -130,9 +128,18 @@ def parse_inode(space: MetadataSpace, meta_start: int, nid: Nid) -> Inode:
     return Inode(nid, mode, layout, size, union, uid, gid, mtime_ns, nlink, xattr_offset, xattr_bytes, body)
 
 
-def _has_blocks(layout: DataLayout, size: int) -> bool:
-    """Whether a flat inode keeps bytes elsewhere than behind itself."""
-    return layout is DataLayout.FLAT_PLAIN or size >= BLOCK_SIZE
+def _check_flat(nid: Nid, kind: int, layout: DataLayout, size: int) -> None:
+    """Refuse whole blocks of a regular file, and inline data without a partial block.
+
+    Of the latter Linux takes the last whole block from behind the inode, and would show another directory.
+    """
+    is_inline = layout is DataLayout.FLAT_INLINE
+    if kind == stat.S_IFREG and not (is_inline and size < BLOCK_SIZE):
+        raise FormatError(
+            "regular file's bytes lie in blocks of the metadata", found=f"{size} bytes, {layout.name}"
+        ).at(nid=nid)
+    if is_inline and not size & (BLOCK_SIZE - 1):
+        raise FormatError("inline data is a whole number of blocks", found=f"{size} bytes").at(nid=nid)
 
 
 def read_flat(space: MetadataSpace, inode: Inode, offset: int, length: int) -> bytes:

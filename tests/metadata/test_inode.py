@@ -4,7 +4,7 @@ import os
 import stat
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rafsfs.errors import FormatError, LimitExceeded, RafsError
@@ -100,6 +100,11 @@ REFUSED = {
         FormatError,
         "blocks of the metadata",
     ),
+    "inline directory of a block": (
+        {"format": layout(DataLayout.FLAT_INLINE), "mode": stat.S_IFDIR | 0o755, "size": BLOCK_SIZE},
+        FormatError,
+        "whole number of blocks",
+    ),
     "inline file of blocks": (
         {"format": layout(DataLayout.FLAT_INLINE), "size": 2 * BLOCK_SIZE + 1},
         FormatError,
@@ -186,6 +191,7 @@ def flat(size, kind=DataLayout.FLAT_INLINE, block=4, nid=NID, xattr_icount=0, mo
     st.data(),
 )
 def test_any_range_of_flat_bytes_is_the_slice(size, kind, data):
+    assume(kind is DataLayout.FLAT_PLAIN or not size or size % BLOCK_SIZE)
     space, inode, content = flat(size, kind)
     start = data.draw(st.integers(0, size))
     length = data.draw(st.integers(0, size - start))
@@ -206,7 +212,7 @@ def test_inline_bytes_end_with_their_block(tail, fits):
 @pytest.mark.parametrize("kind", [DataLayout.FLAT_INLINE, DataLayout.FLAT_PLAIN])
 def test_blocks_outside_the_section_are_refused(kind):
     space = section(
-        (OFFSET, packed(mode=stat.S_IFDIR | 0o755, format=layout(kind), size=2 * 4096, union=2**32 - 2))
+        (OFFSET, packed(mode=stat.S_IFDIR | 0o755, format=layout(kind), size=2 * 4096 + 1, union=2**32 - 2))
     )
     inode = parse_inode(space, 0, NID)
     with pytest.raises(FormatError, match="outside its section"):
