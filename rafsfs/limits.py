@@ -90,6 +90,7 @@ LAYER_EXPANSION_MAX = 2_000  # times its stored size, once it is beyond 1 GiB; d
 LAYER_NAMES_BYTES_MAX = 2 * GIB  # of paths, targets and xattrs of all layers of an image, held at once
 LAYER_PATH_BYTES_MAX = 4_095  # PATH_MAX less its NUL: longer ones are nowhere unpacked
 LAYER_MEMBERS_MAX = 1 << 22  # of all layers of an image together, about 1 KiB of memory each
+INLINE_BYTES_MAX = 128 * MIB  # of small files of one source, or layer, held until the metadata is written
 PATH_SYMLINKS_MAX = 40  # followed on the way to one path: MAXSYMLINKS of path_resolution(7)
 
 # --- OCI documents: plain JSON from whoever holds the folder

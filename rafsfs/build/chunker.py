@@ -19,7 +19,7 @@ from rafsfs.build.tree import Body, PlannedChunk, Run
 from rafsfs.build.xattr_writer import area_bytes_max
 from rafsfs.errors import SourceChanged
 from rafsfs.format.erofs import BLOCK_BITS, BLOCK_SIZE, EXTENDED_INODE, align
-from rafsfs.limits import CHUNK_DECODED_BYTES_MAX
+from rafsfs.limits import CHUNK_DECODED_BYTES_MAX, INLINE_BYTES_MAX
 
 SHARED_CHUNK_SPAN = 4
 """How many times the chunk size a shared chunk may be long in decoded space: files of a quarter of a block
@@ -44,10 +44,11 @@ class Chunker:
     def __init__(
         self, pipeline: BlobPipeline, chunk_size: int, inline_size: int, known: dict[bytes, Place]
     ) -> None:
-        """Files of at most ``inline_size`` bytes stay out of chunks."""
+        """Files of at most ``inline_size`` bytes stay out of chunks, until they are ``INLINE_BYTES_MAX``."""
         self._pipeline = pipeline
         self._chunk_size = chunk_size
         self._inline_size = inline_size
+        self._inline_bytes_left = INLINE_BYTES_MAX
         self._known = known
         self._zeros = bytes(chunk_size)
         self._span_max = min(SHARED_CHUNK_SPAN * chunk_size, CHUNK_DECODED_BYTES_MAX)
@@ -60,7 +61,8 @@ class Chunker:
     def add_file(self, entry: Entry) -> Body:
         """Read one file's content to its end; returns where its bytes went."""
         assert entry.content is not None
-        goes_inline = entry.size <= self._inline_size and _fits_behind_inode(entry)
+        most = min(self._inline_size, self._inline_bytes_left)
+        goes_inline = entry.size <= most and _fits_behind_inode(entry)
         length = 0
         runs = []
         inline = b""
@@ -85,6 +87,7 @@ class Chunker:
                 kind=SourceChanged,
             )
         assert not (runs and inline)  # what is that small is one piece
+        self._inline_bytes_left -= len(inline)
         return Body(tuple(runs), inline)
 
     def _is_zeros(self, piece: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Writes a tree as an EROFS metadata section: inodes, directories, attributes, chunk indexes; no file data.
+"""Writes a tree as an EROFS metadata section: inodes, directories, attributes, chunk indexes; reads no file.
 
     superblock | device table | inodes, each with its xattrs and its inline data or chunk indexes
     whole blocks of directories and long symlinks | shared xattrs
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from blake3 import blake3
 
 from rafsfs.build.source import refusal, shown
-from rafsfs.build.tree import Node, Tree
+from rafsfs.build.tree import NO_BYTES, Node, Tree
 from rafsfs.build.xattr_writer import XattrWriter
 from rafsfs.errors import BuildError
 from rafsfs.format import erofs
@@ -73,7 +73,8 @@ class ErofsWriter:
         """Return the section with its superblock and device table."""
         assert len(devices) == self._device_count
         self._write_superblock(self._section, devices)
-        return bytes(self._section)
+        section, self._section = bytes(self._section), bytearray()
+        return section
 
     def _write(self) -> bytearray:
         order = self._inode_order()
@@ -127,6 +128,7 @@ class ErofsWriter:
         if node.body.inline:
             size = len(node.body.inline)
             layout, tail, blocks = _flat(node.body.inline, head)
+            assert layout is DataLayout.FLAT_INLINE  # the chunker saw to it
         elif kind is FileType.REGULAR and node.entry.size:
             layout, size, tail_align = DataLayout.CHUNK_BASED, node.entry.size, erofs.CHUNK_INDEX.size
             union, tail = _chunk_indexes(node)
@@ -179,6 +181,8 @@ class ErofsWriter:
         section[placed.offset : placed.offset + len(head)] = head
         tail_start = erofs.align(placed.offset + len(head), placed.tail_align)
         section[tail_start : tail_start + len(placed.tail)] = placed.tail
+        placed.tail = b""  # it may be a file, and there may be many
+        placed.node.body = NO_BYTES
 
     def _write_superblock(self, section: bytearray, devices: Sequence[DeviceInfo]) -> None:
         slots = b"".join(

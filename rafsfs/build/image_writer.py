@@ -126,8 +126,8 @@ def seal_section(
     tables = b"".join(blob.table for blob in blobs)
     config = sealed_part(options.config or platform_config(options.architecture))
     sealed_config = oci.dump_json(config)
-    plain = erofs_section + tables + prefetch + sealed_config + (checkpoints or b"")
-    compressed = compress_pages(plain, options.page_size, encoder, pool)
+    sections = erofs_section, tables, prefetch, sealed_config, checkpoints or b""
+    compressed = compress_pages(sections, options.page_size, encoder, pool)
     keys = _ImageKeys.make(options, compressed)
     pages, salt = seal_pages(compressed, encoder, keys.image_key, options.page_size)
     page_table = pack_page_table(pages)
@@ -153,7 +153,10 @@ def seal_section(
         checkpoints=None if checkpoints is None else Section(config_end, len(checkpoints)),
     ).pack()
     head = pack_head(superblock, _envelope(superblock, keys, options).pack(), page_table)
-    bootstrap = layout.add_blob(head + b"".join(pages), oci.MEDIA_TYPE_BOOTSTRAP)
+    blob = layout.new_blob()
+    for part in (head, *pages):
+        blob.write(part)
+    bootstrap = layout.name_blob(blob, oci.MEDIA_TYPE_BOOTSTRAP)
     public = options.public_config or not options.suite.encrypts
     visible = visible_part(config, public=public)
     described = Manifest(

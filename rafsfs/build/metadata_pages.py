@@ -13,9 +13,12 @@ from rafsfs.trust.derive import page_key, page_salt
 from rafsfs.types import PageNumber
 
 
-def compress_pages(plain: bytes, page_size: int, encoder: Encoder, pool: ThreadPoolExecutor) -> list[bytes]:
+def compress_pages(
+    sections: Sequence[bytes], page_size: int, encoder: Encoder, pool: ThreadPoolExecutor
+) -> list[bytes]:
     """Cut the metadata into pages, the last one filled up with zeros, and compress each."""
-    view = memoryview(plain + bytes(align(len(plain), page_size) - len(plain)))
+    length = sum(map(len, sections))
+    view = memoryview(b"".join((*sections, bytes(align(length, page_size) - length))))
     pieces = [view[start : start + page_size] for start in range(0, len(view), page_size)]
     return list(pool.map(encoder.compress_page, pieces))
 
@@ -29,15 +32,17 @@ def pages_digest(compressed: Sequence[bytes]) -> bytes:
 
 
 def seal_pages(
-    compressed: Sequence[bytes], encoder: Encoder, image_key: bytes, page_size: int
+    compressed: list[bytes], encoder: Encoder, image_key: bytes, page_size: int
 ) -> tuple[list[Buffer], bytes]:
     """Seal all pages; returns them with their salt for the superblock. As they are where there is no key.
+    ``compressed`` is empty afterwards: both at once would be twice the memory.
 
     The salt follows from the pages, so that an image key never seals two pages under one page key and nonce.
     """
     salt = page_salt(image_key, pages_digest(compressed)) if image_key else b""
     key = page_key(image_key, salt) if image_key else b""
-    sealed = [
-        encoder.seal_page(page, PageNumber(number), key, page_size) for number, page in enumerate(compressed)
-    ]
+    sealed: list[Buffer] = []
+    compressed.reverse()
+    while compressed:
+        sealed.append(encoder.seal_page(compressed.pop(), PageNumber(len(sealed)), key, page_size))
     return sealed, salt

@@ -106,10 +106,10 @@ def _seal(image: OpenImage, prefetch: bytes) -> tuple[Superblock, list[Buffer], 
     )
     config_end = len(erofs_section) + len(tables) + len(prefetch) + len(config)
     checkpoints = superblock.checkpoints and space.read(*superblock.checkpoints)
-    plain = erofs_section + tables + prefetch + config + (checkpoints or b"")
+    sections = erofs_section, tables, prefetch, config, checkpoints or b""
     encoder = Encoder(superblock.suite, ZSTD_LEVEL_DEFAULT, None)
     with ThreadPoolExecutor(worker_count(), thread_name_prefix="rafsfs-build") as pool:
-        compressed = compress_pages(plain, superblock.page_size, encoder, pool)
+        compressed = compress_pages(sections, superblock.page_size, encoder, pool)
     pages, salt = seal_pages(compressed, encoder, image.opened.image_key, superblock.page_size)
     page_table = pack_page_table(pages)
     tables_end = len(erofs_section) + len(tables)

@@ -19,7 +19,11 @@ LINES_MAX: Final = 100
 
 @click.command()
 @click.argument("image")
-@click.option("--quick", is_flag=True, help="Check metadata only: no file data, no digests of blobs.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Check metadata only, and the small files in it: no chunks, no digests of blobs.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 @image_options
 def command(image: str, quick: bool, as_json: bool, access: ImageAccess) -> int:
@@ -27,7 +31,7 @@ def command(image: str, quick: bool, as_json: bool, access: ImageAccess) -> int:
 
     Checked are the documents of the image layout; the superblock, its signatures and the image's age as
     the options ask for; every metadata page; every directory, name, link count, attribute, symlink and
-    inode; that every byte of every file is in a chunk; the order of chunk tables, and that the blobs' own
+    inode; that every byte of every file is in a hole, a chunk or the metadata; the order of chunk tables, and that the blobs' own
     tables of contents agree with them; the SHA-256 of every file of the image; and every chunk by
     decoding it. A damaged chunk is told with the files that lie in it.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 import click
 
 from rafsfs.cli import output, sealing
-from rafsfs.cli.options import file_name, size_callback
+from rafsfs.cli.options import file_name, optional_size_callback, size_callback
 
 if TYPE_CHECKING:
     from rafsfs.build.options import BuildOptions
@@ -102,19 +102,19 @@ _SEALING_OPTIONS: Final[Sequence[Callable[[Callable[..., Any]], Callable[..., An
     ),
     click.option(
         "--inline-size",
-        callback=size_callback,
-        default="1K",
-        show_default=True,
+        "inline_size",
+        callback=optional_size_callback,
         metavar="SIZE",
-        help="Files up to this size lie in the metadata, and are read fastest, but not shared with other "
-        "images; 0 for none. An index has none.",
+        help="Files up to this size lie in the metadata, which saves requests and is always compressed; they "
+        "are not shared with other images. At most 4032, 0 for none; an index has none.  "
+        "[default: 1K; 0 with --compress none]",
     ),
     click.option(
         "--dedup-secret",
         type=file_name,
         metavar="FILE",
-        help="Symmetric key of a dedup domain: equal files give equal chunks in all its images, and equal "
-        "trees equal images. Whoever has it can confirm guesses of what they hold.",
+        help="Symmetric key of a dedup domain: equal files give equal chunks in all its images (but "
+        "for those in the metadata), and equal trees equal images. Whoever has it can confirm guesses of what they hold.",
     ),
     click.option("--name", default="", metavar="TEXT", help="Name inside the image; not encrypted."),
     click.option(
@@ -157,7 +157,7 @@ class SealRequest:
     dedup_secret: Path | None
     compress: int | None
     chunk_size: int
-    inline_size: int
+    inline_size: int | None
     name: str
     release: int
     not_after: int | None
@@ -207,13 +207,22 @@ def sealing_build_options(request: SealRequest, keys: sealing.SealingKeys, **giv
         dedup_secret=secret,
         zstd_level=request.compress,
         chunk_size=request.chunk_size,
-        inline_size=request.inline_size,
+        inline_size=_inline_size(request),
         name=request.name,
         release=request.release,
         not_after=request.not_after,
         source_date_epoch=_source_date_epoch(),
         **given,
     )
+
+
+def _inline_size(request: SealRequest) -> int:
+    """Who wants nothing compressed may want lengths to tell nothing, and metadata is compressed."""
+    from rafsfs.build.options import INLINE_SIZE_DEFAULT
+
+    if request.inline_size is not None:
+        return request.inline_size
+    return 0 if request.compress is None else INLINE_SIZE_DEFAULT
 
 
 def _source_date_epoch() -> int | None:

@@ -1,8 +1,9 @@
 """EROFS on-disk records, as the Linux kernel and erofs-utils define them (``erofs_fs.h``); never walks a
 tree.
 
-Only what an image of ours uses is declared: uncompressed, chunk-based files with a device table. Byte offsets
-inside the metadata section: the superblock is at 1024, an inode is at ``32 * nid`` (``meta_blkaddr`` is 0).
+Only what an image of ours uses is declared: uncompressed files, chunk-based or inline, and a device table.
+Byte offsets inside the metadata section: the superblock is at 1024, an inode is at ``32 * nid``
+(``meta_blkaddr`` is 0).
 """
 
 from __future__ import annotations

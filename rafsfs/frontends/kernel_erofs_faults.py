@@ -32,7 +32,12 @@ class FaultReporter:
                     self._report(error, part.blob, part)
                     return
         met_in = "the metadata"
-        self._faults.report_search(error, ("metadata", error.where.page), met_in, lambda: met_in)
+
+        def search() -> str:
+            found = find_name(self._filesystem, error.where.page)
+            return f"{met_in}, {inode_met(*found, None)}" if found else met_in
+
+        self._faults.report_search(error, ("metadata", error.where.page), met_in, search)
 
     def _report(self, error: RafsError, blob: BlobIndex, part: Part) -> None:
         start, end = part.offset, part.offset + part.size
@@ -48,6 +53,23 @@ class FaultReporter:
             return inode_met(*found) if found else otherwise
 
         self._faults.report_search(error, (blob, chunk), otherwise, search)
+
+
+def find_name(filesystem: FileSystem, page: int | None) -> tuple[bytes, Nid] | None:
+    """Return (path, inode) of the first name in a walk whose inode cannot be read for this page's damage.
+
+    None when the walk ends before there is one, as names are damaged, too.
+    """
+    try:
+        for path, nid in filesystem.walk():
+            try:
+                filesystem.attributes(nid)
+            except RafsError as error:
+                if error.where.page == page:
+                    return path, nid
+    except RafsError:
+        return None
+    return None
 
 
 def find_holder(

@@ -32,7 +32,7 @@ class DirectoryEntry(NamedTuple):
 
 
 class StatFs(NamedTuple):
-    """The image as a file system: blocks of ``block_size`` bytes of decoded data, inodes, longest name in
+    """The image as a file system: blocks of ``block_size`` bytes, decoded, inodes, longest name in
     bytes.
     """
 

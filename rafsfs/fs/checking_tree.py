@@ -1,4 +1,4 @@
-"""Checks the tree of an image: every directory, inode, attribute, link and extent; never touches file data.
+"""Checks the tree of an image: every directory, inode, attribute, link and extent; never decodes a chunk.
 
 Uses the readers' own parsers, so that it finds what they would refuse, and adds what no single read can see.
 Memory: a byte for each 32 bytes of metadata, an object for each directory in sight and each linked inode.

@@ -30,14 +30,14 @@ _ZEROS = memoryview(bytes(1 << 20))
 class FileSystem:
     """One image's tree and bytes."""
 
-    def __init__(self, tree: Tree, engine: ReadEngine, decoded_blocks: int) -> None:
-        """``decoded_blocks`` is the sum over all blobs, for statfs."""
+    def __init__(self, tree: Tree, engine: ReadEngine, blocks: int) -> None:
+        """``blocks`` are those of the metadata and of all blobs, decoded, for statfs."""
         self.tree = tree
         self.engine = engine
         self.root = tree.root
         self.trace: AccessTrace | None = None
         """Set by who wants to know what is read first."""
-        self._decoded_blocks = decoded_blocks
+        self._blocks = blocks
 
     def _directory(self, nid: Nid) -> Inode:
         inode = self.tree.inode(nid)
@@ -93,7 +93,7 @@ class FileSystem:
 
     def statfs(self) -> StatFs:
         """The image as a whole."""
-        return StatFs(erofs.BLOCK_SIZE, self._decoded_blocks, self.tree.inode_count, FILE_NAME_BYTES_MAX)
+        return StatFs(erofs.BLOCK_SIZE, self._blocks, self.tree.inode_count, FILE_NAME_BYTES_MAX)
 
     def extents(self, nid: Nid, offset: int, size: int) -> Iterator[Extent | InlineExtent]:
         """Where bytes ``offset..offset+size`` of a regular file lie, cut at its end.

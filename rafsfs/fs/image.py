@@ -15,6 +15,7 @@ from rafsfs.format import oci
 from rafsfs.format.bootstrap import LENGTH, PREFIX, page_table_bytes, parse_envelope_length, parse_prefix
 from rafsfs.format.checkpoints import CHECKPOINTS, parse_checkpoints
 from rafsfs.format.chunk import CHUNK_RECORD, Suite
+from rafsfs.format.erofs import BLOCK_SIZE
 from rafsfs.format.image_config import ImageConfig, parse_image_config
 from rafsfs.format.oci import Descriptor
 from rafsfs.format.prefetch import PrefetchRun, parse_prefetch_list
@@ -157,7 +158,8 @@ def open_sealed(
         engine = ReadEngine(blobs, superblock.suite, cache)
         space = MetadataSpace(pages.load, superblock.page_size, offset=0, length=superblock.erofs.length)
         blob_blocks = tuple(blob.decoded_blocks for blob in superblock.blobs)
-        filesystem = FileSystem(Tree(space, blob_blocks), engine, sum(blob_blocks))
+        blocks = space.length // BLOCK_SIZE + sum(blob_blocks)
+        filesystem = FileSystem(Tree(space, blob_blocks), engine, blocks)
         remote = far if far.files else None
         if remote is not None:
             stack.callback(remote.stop)

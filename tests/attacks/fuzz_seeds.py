@@ -51,7 +51,7 @@ SIGNER = Ed25519SigningKey(bytes(range(33, 65)))
 
 
 def small_section() -> bytes:
-    """A tree with a file in a blob, a hole, a symlink, attributes of both kinds, a device and a directory."""
+    """A tree with files in a blob and behind an inode, a hole, a link, attributes, a device, a directory."""
     section = ForgedSection(blocks=4, devices=[2])
     attribute = erofs.XATTR_ENTRY.pack(erofs.XattrEntry(1, 1, 3)) + b"aval"
     shared = section.block(erofs.XATTR_ENTRY.pack(erofs.XattrEntry(2, 4, 2)) + b"shva")
@@ -60,12 +60,14 @@ def small_section() -> bytes:
     inline = erofs.inode_format(erofs.DataLayout.FLAT_INLINE)
     file = section.file(2 * BLOCK - 7, [(1, 0), (1, 1)])
     hole = section.file(BLOCK + 1, [(0, erofs.NULL_BLOCK), (1, 1)])
+    tiny = section.inode(stat.S_IFREG | 0o644, format=inline, size=4, behind=b"tiny")
     link = section.inode(stat.S_IFLNK | 0o777, format=inline, size=7, behind=b"../file")
     tagged = section.inode(stat.S_IFREG | 0o600, xattr_icount=icount, behind=area)
     device = section.inode(stat.S_IFCHR | 0o600, union=0x0103)
     below = section.directory([(b"link", link, FileType.SYMLINK), (b"null", device, FileType.CHARACTER)])
     entries = [(b"file", file, FileType.REGULAR), (b"hole", hole, FileType.REGULAR)]
     entries += [(b"sub", below, FileType.DIRECTORY), (b"tagged", tagged, FileType.REGULAR)]
+    entries += [(b"tiny", tiny, FileType.REGULAR)]
     section.directory(entries, nid=section.root)
     return section.pack(xattr_blkaddr=shared)
 

@@ -34,6 +34,7 @@ from rafsfs.format.oci import Descriptor, Manifest
 from rafsfs.format.record import RecordCodec
 from rafsfs.fs.filesystem import FileSystem
 from rafsfs.fs.image import _open_bootstrap
+from rafsfs.metadata.inode import Extent
 from rafsfs.metadata.space import MetadataSpace
 from rafsfs.metadata.tree import Tree
 from rafsfs.reading.chunkmap import ChunkTable
@@ -294,6 +295,14 @@ def run_tree(data: bytes) -> None:
         raise first
 
 
+def inline_bytes(filesystem: FileSystem, nid: int, offset: int) -> list[memoryview]:
+    """What lies behind the inode of a file; of chunks there are none here to read."""
+    found = islice(filesystem.extents(nid, offset, 1 << 20), 1)
+    return [
+        part for extent in found if not isinstance(extent, Extent) for part in filesystem.read_extent(extent)
+    ]
+
+
 def question_inode(filesystem: FileSystem, nid: int, ask: Callable[[Callable[[], object]], None]) -> None:
     found = filesystem.attributes(nid)
     ask(lambda: filesystem.xattr_names(nid))
@@ -307,6 +316,7 @@ def question_inode(filesystem: FileSystem, nid: int, ask: Callable[[Callable[[],
     elif stat.S_ISREG(found.mode):
         for offset in (0, found.size // 2, max(0, found.size - 1)):
             ask(lambda offset=offset: list(islice(filesystem.extents(nid, offset, 1 << 20), NAMES_MAX)))
+            ask(lambda offset=offset: inline_bytes(filesystem, nid, offset))
 
 
 _TREE_RECORDS: list[tuple[RecordCodec, int, int]] = [

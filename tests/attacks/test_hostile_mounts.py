@@ -60,6 +60,14 @@ def hostile_section():
     entry(b"e-xattr", section.inode(stat.S_IFREG | 0o644, xattr_icount=2, behind=area), REGULAR)
     entry(b"f-other-type", section.inode(stat.S_IFREG | 0o644), DIRECTORY)
     entry(b"g-device", section.inode(stat.S_IFBLK | 0o666, union=2**32 - 1), BLOCK_DEVICE)
+    crossing = section.inode(stat.S_IFREG | 0o644, format=inline, size=BLOCK - 1)
+    entry(b"h-crossing", crossing, REGULAR)
+    entry(b"i-inline-block", section.inode(stat.S_IFREG | 0o644, format=inline, size=BLOCK), REGULAR)
+    folder = section.inode(stat.S_IFDIR | 0o755, format=inline, size=BLOCK, union=block)
+    entry(b"j-inline-folder", folder, DIRECTORY)
+    entry(
+        b"k-tiny", section.inode(stat.S_IFREG | 0o644, format=inline, size=4, behind=b"tinySECRET"), REGULAR
+    )
     section.directory(entries, nid=section.root)
     return section
 
@@ -114,7 +122,7 @@ def refused(frontend_name):
 
 def test_names_are_all_listed(mount):
     names = sorted(path.name for path in mount.iterdir())
-    assert names[0] == "1-honest" and len(names) == 16
+    assert names[0] == "1-honest" and len(names) == 20
 
 
 def test_directory_that_names_itself_is_refused_by_the_kernel_or_ends(mount):
@@ -166,6 +174,13 @@ def test_extreme_attributes_reach_the_kernel_or_fail(mount, name):
 def test_folder_that_lies_is_an_error(mount, refused, name):
     refused(os.listdir, mount / name, kernel_shows=lambda names: names == ["z", "a"])
     assert errno_of(os.lstat, mount / name / "q") in (errno.ENOENT, errno.EIO, errno.EUCLEAN)
+
+
+def test_files_in_the_metadata_show_their_own_bytes_or_none(mount, refused):
+    assert (mount / "k-tiny").read_bytes() == b"tiny"
+    refused((mount / "h-crossing").read_bytes)
+    refused((mount / "i-inline-block").read_bytes)
+    refused(os.listdir, mount / "j-inline-folder")
 
 
 @pytest.mark.parametrize("name", ["c-empty-link", "d-nul-link"])

@@ -6,13 +6,14 @@ import stat
 
 import pytest
 from attacks.sealing import BLOCK, ForgedSection, directory_block, plain_blob, seal
-from attacks.surgery import check_fails, fails, opened, put, read_everything, read_image
+from attacks.surgery import NO_POLICY, RING, check_fails, fails, opened, put, read_everything, read_image
 from support.images import build
 
 from rafsfs.errors import FormatError, LimitExceeded, RafsError, UnsupportedVersion
 from rafsfs.format import erofs
 from rafsfs.format.chunk import Suite
 from rafsfs.format.erofs import CHUNK_FORMAT_INDEXES, NULL_BLOCK, DataLayout, FileType
+from rafsfs.fs.checking import check_image
 from rafsfs.limits import DIRECTORY_BYTES_MAX, FILE_SIZE_MAX, SYMLINK_BYTES_MAX
 
 pytestmark = pytest.mark.timeout(60)
@@ -309,6 +310,8 @@ INODES = {
     "bytes in the metadata": {"size": 1},
     "inline bytes of a block": {"size": BLOCK, "format": INLINE},
     "inline bytes of many blocks": {"size": 5 * BLOCK + 1, "format": INLINE},
+    "inline directory of whole blocks": {"mode": stat.S_IFDIR, "size": BLOCK, "format": INLINE},
+    "inline symlink of a whole block": {"mode": stat.S_IFLNK, "size": BLOCK, "format": INLINE},
     "inline bytes above off_t": {"size": 2**63, "format": INLINE},
     "fifo with inline bytes": {"mode": stat.S_IFIFO, "size": 1, "format": INLINE},
     "fifo with a size": {"mode": stat.S_IFIFO, "size": 1},
@@ -349,17 +352,25 @@ def test_inline_file_shows_no_more_than_its_size(section, mounted):
     assert filesystem.read(nid, 5, 10) == filesystem.try_read(nid, 1 << 62, 10) == []
 
 
-def test_inline_files_that_overlap_end_the_check(mounted):
+def test_inline_files_that_overlap_end_the_check(mounted, tmp_path):
     """Each one's bytes are the next ones' inodes: together they are larger than the metadata."""
-    section = ForgedSection(inode_blocks=16)
-    nids = [section.reserve() for _ in range(600)]
-    room = [BLOCK - (nid * 32 + 64) % BLOCK for nid in nids]
-    for nid, size in zip(nids, room, strict=True):
-        section.inode(stat.S_IFREG | 0o644, nid=nid, size=size % BLOCK, format=INLINE)
-    names = [(b"%03d" % number, nid, REGULAR) for number, nid in enumerate(nids[:200])]
-    section.directory(names, nid=section.root)
+    nids, section = overlapping(200)
     filesystem = mounted(section)
-    assert len(filesystem.read(nids[0], 0, 1 << 20)[0]) == room[0]
+    assert len(filesystem.read(nids[0], 0, 1 << 20)[0]) == BLOCK - (nids[0] * 32 + 64) % BLOCK
+    result = check_image(put(seal(section.pack()), tmp_path / "again"), RING, NO_POLICY)
+    assert any("overlap" in str(problem.error) for problem in result.problems.kept)
+
+
+def overlapping(count):
+    """So many inline files, each to the end of its block, all with a name; returns (nids, section)."""
+    section = ForgedSection(inode_blocks=16)
+    nids = [section.reserve() for _ in range(count)]
+    for nid in nids:
+        size = BLOCK - (nid * 32 + 64) % BLOCK
+        section.inode(stat.S_IFREG | 0o644, nid=nid, size=size % BLOCK, format=INLINE)
+    names = [(b"%03d" % number, nid, REGULAR) for number, nid in enumerate(nids)]
+    section.directory(names, nid=section.root)
+    return nids, section
 
 
 EXTREMES = {

@@ -17,6 +17,8 @@ REFUSED = {
     "nobody": ({"recipients": ()}, "nobody could open"),
     "keys for nothing": ({"suite": Suite.INTEGRITY_ONLY}, "unencrypted image has no keys"),
     "chunks of no power of two": ({"chunk_size": 3 * 4096}, "chunk size"),
+    "inline files of less than nothing": ({"inline_size": -1}, "inline files"),
+    "inline files that leave an inode no room": ({"inline_size": 4033}, "inline files"),
     "chunks below a block": ({"chunk_size": 2048}, "chunk size"),
     "chunks that nobody decodes": ({"chunk_size": 32 * MIB}, "chunk size"),
     "a level that zstd lacks": ({"zstd_level": 23}, "zstd level"),

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rafsfs.build import chunker as chunker_module
 from rafsfs.build.chunker import SHARED_CHUNK_SPAN, Chunker
 from rafsfs.build.source import Entry, Hole
 from rafsfs.build.tree import NO_BYTES, Body, PlannedBlob, PlannedChunk, Run
@@ -183,6 +184,15 @@ def test_smallest_files_stay_out_of_chunks(pipeline, length, is_inline):
     assert body.inline == (plain if is_inline else b"")
     assert len(pipeline.chunks) == (0 if is_inline else 1)
     assert (chunker.totals.read, chunker.totals.holes, chunker.totals.deduplicated) == (length, 0, 0)
+
+
+def test_files_in_the_metadata_are_bounded_together(pipeline, monkeypatch):
+    """They are held in memory until it is written; what comes after them is in chunks, however small."""
+    monkeypatch.setattr(chunker_module, "INLINE_BYTES_MAX", 2500)
+    chunker = Chunker(pipeline, CHUNK, 1000, {})
+    sizes = [1000, 1000, 501, 500, 1]
+    bodies = [chunker.add_file(entry(noise(number, size))) for number, size in enumerate(sizes)]
+    assert [len(body.inline) for body in bodies] == [1000, 1000, 0, 500, 0]
 
 
 def test_small_tail_of_a_large_file_goes_with_the_file(pipeline):

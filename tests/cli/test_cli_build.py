@@ -268,6 +268,24 @@ def test_what_a_dictionary_holds_is_not_stored_again(folder, tree, keys, tmp_pat
     assert_holds(target, tree, keys / "my.key")
 
 
+@pytest.mark.parametrize(
+    ("options", "is_inline"),
+    [([], True), (["--inline-size", "0"], False), (["--compress", "none"], False),
+     (["--compress", "none", "--inline-size", "10"], True)],
+)  # fmt: skip
+def test_small_files_lie_in_the_metadata(options, is_inline, tree, keys, tmp_path):
+    """Unless nothing is to be compressed, for metadata is."""
+    (tree / "tiny").write_bytes(NOISE[:9])
+    built(tree, tmp_path / "img", "--key", keys / "my.key", *options)
+    done = rafsfs("stat", tmp_path / "img", "tiny", "--key", keys / "my.key")
+    assert ("9 bytes in the metadata" in done.stdout) is is_inline
+    found = json.loads(rafsfs("stat", tmp_path / "img", "tiny", "--key", keys / "my.key", "--json").stdout)[
+        0
+    ]["stored"]
+    assert found["inline_bytes"] == (9 if is_inline else 0)
+    assert bool(found["blobs"]) is not is_inline
+
+
 def test_a_dictionary_with_a_key_of_its_own(tree, keys, tmp_path):
     built(tree, tmp_path / "old", "--key", keys / "other.key", *IN_CHUNKS)
     build = [tree, tmp_path / "new", "--key", keys / "alice.key.pub", "--chunk-dict", tmp_path / "old"]
@@ -365,6 +383,7 @@ def test_wrong_use(options, words, tree, keys, tmp_path):
 
 UNFIT = {
     "chunks of no power of two": (["--chunk-size", "5000"], "chunk size: expected a power of two"),
+    "inline files as large as a block": (["--inline-size", "4K"], "size of inline files: expected 0 to 4032"),
     "a name of two lines": (["--name", "a\nb"], "image name"),
     "a pattern of nothing": (["--exclude", "/"], "names nothing"),
 }

@@ -18,6 +18,7 @@ from support.mounts import (
     chunk_place,
     flip,
     mounting,
+    pages_of,
     rafsfs,
     read_error,
     server_of,
@@ -32,7 +33,6 @@ from rafsfs.errors import AuthError
 from rafsfs.frontends import mountpoint_linux
 from rafsfs.store.reference import Reference
 from rafsfs.trust.keys import save_key
-from rafsfs.types import PageNumber
 
 pytestmark = [pytest.mark.integration, pytest.mark.requires_root]
 
@@ -194,16 +194,6 @@ def test_a_blob_that_is_truncated_under_the_mount(place, content):
         with (place / "m" / "folder" / "big").open("rb", buffering=0) as file:
             assert os.pread(file.fileno(), CHUNK, 0) == content[:CHUNK]
         wait_for_lines(place / "log", f"chunk {index}")
-
-
-def pages_of(reference):
-    """The bootstrap's file, and where each of its encoded pages lies in it."""
-    with opened(reference) as image:
-        file = reference.folder / "blobs" / image.stored.manifest.bootstrap.digest.replace(":", "/")
-        count = image.opened.superblock.page_count
-        entries = [image.opened.page_table.entry(PageNumber(number)) for number in range(count)]
-    start = file.stat().st_size - entries[-1].encoded_offset - entries[-1].encoded_length
-    return file, [start + entry.encoded_offset for entry in entries]
 
 
 def read_all(root, good):

@@ -40,6 +40,7 @@ def build_options(draw: st.DrawFn) -> dict[str, object]:
     return {
         "suite": suite,
         "chunk_size": draw(st.sampled_from([4 * KIB, 8 * KIB, 16 * KIB, 256 * KIB])),
+        "inline_size": draw(st.sampled_from([0, 1024, 4032])),
         "page_size": draw(st.sampled_from([4 * KIB, 64 * KIB])),
         "zstd_level": draw(st.sampled_from([None, 1, 3])),
         "dedup_secret": draw(st.sampled_from([None, DEDUP_SECRET])) if suite.encrypts else None,

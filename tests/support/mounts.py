@@ -22,6 +22,7 @@ from rafsfs.cli.mount import NO_LOG
 from rafsfs.frontends.mountpoint_linux import Mount, mount_on
 from rafsfs.fs.image import OpenImage
 from rafsfs.store.reference import Reference
+from rafsfs.types import PageNumber
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
@@ -177,6 +178,25 @@ def _stored(image: OpenImage, folder: Path, nid: int, offset: int) -> tuple[Path
     record = blob.chunks.record(index)
     file = folder / "blobs" / blob.file.name.replace(":", "/")
     return file, index, record.encoded_offset, record.encoded_length
+
+
+def pages_of(reference: Reference) -> tuple[Path, list[int]]:
+    """The bootstrap's file, and where each of its encoded pages lies in it."""
+    with opened(reference) as image:
+        file = reference.folder / "blobs" / image.stored.manifest.bootstrap.digest.replace(":", "/")
+        count = image.opened.superblock.page_count
+        entries = [image.opened.page_table.entry(PageNumber(number)) for number in range(count)]
+    start = file.stat().st_size - entries[-1].encoded_offset - entries[-1].encoded_length
+    return file, [start + entry.encoded_offset for entry in entries]
+
+
+def page_of(reference: Reference, path: bytes) -> int:
+    """The number of the metadata page in which a file's inode starts."""
+    with opened(reference) as image:
+        nid = image.filesystem.root
+        for name in path.split(b"/"):
+            nid = image.filesystem.lookup(nid, name)
+        return 32 * nid // image.opened.superblock.page_size
 
 
 def flip(file: Path, offset: int) -> None:
