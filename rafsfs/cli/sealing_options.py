@@ -113,8 +113,8 @@ _SEALING_OPTIONS: Final[Sequence[Callable[[Callable[..., Any]], Callable[..., An
         "--dedup-secret",
         type=file_name,
         metavar="FILE",
-        help="Symmetric key of a dedup domain: equal files give equal chunks in all its images, but for those "
-        "in the metadata, and equal trees equal images. Whoever has it can confirm guesses of what they hold.",
+        help="Symmetric key of a dedup domain: equal files give equal chunks in all images, but for those "
+        "in the metadata, and equal trees equal images. Whoever has it can confirm guesses of their content.",
     ),
     click.option("--name", default="", metavar="TEXT", help="Name inside the image; not encrypted."),
     click.option(
