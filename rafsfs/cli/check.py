@@ -31,9 +31,9 @@ def command(image: str, quick: bool, as_json: bool, access: ImageAccess) -> int:
 
     Checked are the documents of the image layout; the superblock, its signatures and the image's age as
     the options ask for; every metadata page; every directory, name, link count, attribute, symlink and
-    inode; that every byte of every file is in a hole, a chunk or the metadata; the order of chunk tables, and that the blobs' own
-    tables of contents agree with them; the SHA-256 of every file of the image; and every chunk by
-    decoding it. A damaged chunk is told with the files that lie in it.
+    inode; that every byte of every file is in a hole, a chunk or the metadata; the order of chunk tables,
+    and that the blobs' own tables of contents agree with them; the SHA-256 of every file of the image; and
+    every chunk by decoding it. A damaged chunk is told with the files that lie in it.
 
     \b
     Exit code: 0 when all is well; else of what was found, the first of

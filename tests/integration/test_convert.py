@@ -302,6 +302,17 @@ def test_layers_that_are_kept_are_the_same_tree(real, tmp_path, key):
     assert len(files) == len(manifest.blobs) + 3  # of layers without anything left there is none
 
 
+def test_layer_of_small_files_alone_has_no_blob(tmp_path, key):
+    base, upper = layer(member("base", os.urandom(9000))), layer(member("tiny", b"1" * 1000))
+    converted(stock_image(tmp_path / "stock", base, upper), tmp_path / "sealed", key, "--keep-layers")
+    reference = Reference(tmp_path / "sealed")
+    assert len(find_image(reference).manifest.blobs) == 1
+    with opened(reference) as image:
+        tiny = image.filesystem.lookup(image.filesystem.root, b"tiny")
+        assert b"".join(image.filesystem.read(tiny, 0, 2000)) == b"1" * 1000
+    assert_sound(reference)
+
+
 def test_images_have_the_blobs_of_equal_layers_in_common(tmp_path, key):
     secret = tmp_path / "secret"
     assert rafsfs("keys", "new", secret).returncode == 0

@@ -19,6 +19,7 @@ from vectors import verifier
 
 from rafsfs.errors import AuthError, RafsError
 from rafsfs.fs.image import open_sealed
+from rafsfs.metadata.inode import Extent
 from rafsfs.store.oci_layout import blob_path, find_image
 from rafsfs.store.reference import Reference
 from rafsfs.trust.keys import KeyRing, save_key
@@ -55,6 +56,10 @@ def test_tree_of_a_real_image(tmp_path, key):
     with opened(reference) as image:
         assert_same_tree(expected, read_image(image.filesystem))
         assert image.config().env[-1] == "GREETING=hello"
+        filesystem = image.filesystem
+        files = [nid for _, nid in filesystem.walk() if filesystem.tree.inode(nid).is_regular]
+        extents = [extent for nid in files for extent in filesystem.extents(nid, 0, 1 << 40)]
+        assert extents and all(isinstance(extent, Extent) for extent in extents), "data are the layers"
         assert image.stored.manifest.subject.digest == find_digest(tmp_path / "stock", "latest")
     after = {path.name: path.read_bytes() for path in (tmp_path / "stock/blobs/sha256").iterdir()}
     assert {name: after[name] for name in before} == before

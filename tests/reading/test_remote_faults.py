@@ -21,6 +21,7 @@ from support.trees import Planned, PlannedSource, Segment
 
 from rafsfs.errors import DigestMismatch, StoreError
 from rafsfs.format.erofs import FileType
+from rafsfs.format.prefetch import PrefetchRun
 from rafsfs.fs.image import open_sealed
 from rafsfs.limits import KIB, MIB
 from rafsfs.reading import prefetching
@@ -286,6 +287,28 @@ def test_prefetching_goes_on_after_a_failure(proxy, tmp_path, monkeypatch, statu
         assert not proxy.ranges
 
 
+@pytest.mark.parametrize("is_small", [True, False])
+def test_list_brings_the_metadata_along_where_they_are_small(server, tmp_path, monkeypatch, is_small):
+    """Names are in there, and the smallest files, which no list can name."""
+    if not is_small:
+        monkeypatch.setattr(prefetching, "PAGES_BYTES_MAX", 256 * KIB)
+    names = (b"%04d" % number for number in range(1000))
+    tiny = (Planned(name, FileType.REGULAR, segments=(Segment(1000, int(name)),)) for name in names)
+    source = PlannedSource((*PLAN, *tiny))
+    server.push(build(source, tmp_path / "image", "small", chunk_size=CHUNK), "t/a", "small")
+    settings = replace(SETTINGS, cache_folder=tmp_path / "cache")
+    reference, keys = RegistryReference(server.host, "t/a", "small"), KeyRing(symmetric=(KEY,))
+    with open_sealed(reference, keys, TrustPolicy(), cache_bytes=0, stores=settings) as image:
+        bootstrap, blob = image.remote.files
+        image.remote.start([PrefetchRun(0, 2, 1)], Prefetch.LIST)
+        assert image.remote.prefetcher.ended.wait(30)
+        assert blob.missing(range(2, 3)) == []
+        missing = bootstrap.missing(range(len(bootstrap.places)))
+        assert bool(missing) is not is_small
+        state = image.remote.state()
+        assert state.prefetched_bytes == state.prefetch_bytes
+
+
 def test_prefetching_leaves_out_what_was_tampered_with(image, tmp_path):
     with registry(tmp_path / "registry") as changed:
         changed.push(image, "t/a", "v1")
@@ -304,8 +327,6 @@ def test_prefetching_leaves_out_what_was_tampered_with(image, tmp_path):
 
 
 def test_prefetching_gives_way_and_ends(proxy, tmp_path):
-    from rafsfs.format.prefetch import PrefetchRun
-
     with remote(proxy, threads=False, cache_folder=tmp_path / "cache") as (read, image):
         image.remote.start([PrefetchRun(0, 4, 3)], Prefetch.LIST, 64 * MIB)
         prefetcher = image.remote.prefetcher
