@@ -582,6 +582,7 @@ def stopped_build(tree, image, keys):
     """A build that stands still in the middle of the large file; killed at the end if it is still there."""
     blobs = image / "blobs" / "sha256"
     command = [sys.executable, "-m", "rafsfs", "build", tree, image, "--key", keys / "my.key"]
+    command += ["--compress", "zstd:22"]  # so slow that it is not at the end before we are there
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"PYTHONPATH": str(mounts.ROOT)},
