@@ -16,10 +16,9 @@ from typing import Final
 from urllib.parse import SplitResult, urljoin, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
 
-import httpcore
-
 from rafsfs.errors import Denied, LengthMismatch, StoreError, StoreUnavailable, Where
 from rafsfs.store.http_connections import Connections, until
+from rafsfs.store.http_library import httpcore
 from rafsfs.store.retry import Deadline, TryAgain
 from rafsfs.store.settings import StoreSettings
 from rafsfs.store.urls import check_server, shown

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 from weakref import WeakSet
 
-import httpcore
-
 from rafsfs.errors import StoreError, Where
+from rafsfs.store.http_library import httpcore
 from rafsfs.store.retry import Deadline
 
 CONNECTIONS_MAX: Final = 16
