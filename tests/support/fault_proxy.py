@@ -122,6 +122,7 @@ class FaultProxy:
 class _Handler(BaseHTTPRequestHandler):
     owner: FaultProxy
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a body waits for the acknowledgement of its head, 40 ms on loopback
 
     def log_message(self, format: str, *args: object) -> None:
         pass
