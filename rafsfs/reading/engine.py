@@ -13,7 +13,7 @@ from functools import partial
 from threading import get_ident
 
 from rafsfs.decode.pipeline import decode_chunk, decode_page
-from rafsfs.errors import DigestMismatch, RafsError, WouldWait
+from rafsfs.errors import DigestMismatch, RafsError, StoreError, WouldWait
 from rafsfs.format.bootstrap import PageTable
 from rafsfs.format.chunk import Suite
 from rafsfs.limits import READ_DEADLINE_S
@@ -24,7 +24,7 @@ from rafsfs.reading.fetcher import FetchState
 from rafsfs.reading.inflight import Inflight
 from rafsfs.reading.page_cache import METADATA, Key, PageCache
 from rafsfs.reading.readahead import ReadAhead
-from rafsfs.store.base import Recoverable, StoredFile
+from rafsfs.store.base import Distant, Recoverable, StoredFile
 from rafsfs.types import BlobIndex, ChunkIndex, DecodedOffset, EncodedBytes, PageNumber, VerifiedBytes
 
 log = logging.getLogger("rafsfs.reading")
@@ -146,6 +146,8 @@ class ReadEngine:
         """
         chunks = self.blobs[blob].chunks
         parts: list[memoryview] = []
+        if isinstance(self.blobs[blob].file, Distant):
+            self._fetch_together(blob, start, length)
         while length > 0:
             index = chunks.find(start)
             if self._last_asked != (blob, index):
@@ -155,6 +157,30 @@ class ReadEngine:
             start = DecodedOffset(start + len(part))
             length -= len(part)
         return parts
+
+    def _fetch_together(self, blob: BlobIndex, start: DecodedOffset, length: int) -> None:
+        """Have a range in the cache by as few requests as possible, where each takes a round trip.
+
+        Raises StoreError; what is not to be believed meets the reader when he asks for it by itself.
+        """
+        chunks = self.blobs[blob].chunks
+        indexes = []
+        position, end = start, start + length
+        while position < end:
+            index = chunks.find(position)
+            indexes.append(index)
+            position = DecodedOffset(chunks.record(index).decoded_end)
+        missing = [index for index in indexes if not self.cache.holds((blob, index))]
+        if len(missing) < 2:
+            return
+        with self.demand:
+            try:
+                for index, encoded in self._fetched(blob, missing):
+                    self._inflight.get((blob, index), partial(self._load_fetched, blob, index, encoded))
+            except StoreError as error:
+                raise self._failed(error, blob, missing[0]) from None
+            except RafsError as error:
+                log.debug("chunks are fetched one by one: %s", error)
 
     def _asked(self, blob: BlobIndex, index: ChunkIndex) -> None:
         self._last_asked = (blob, index)
@@ -175,7 +201,11 @@ class ReadEngine:
 
     def _decode_ahead(self, blob: BlobIndex, indexes: range) -> None:
         try:
-            for index, encoded in self._fetch_ahead(blob, indexes):
+            missing = [ChunkIndex(index) for index in indexes if not self.cache.holds((blob, index))]
+            is_distant = isinstance(self.blobs[blob].file, Distant)
+            for index, encoded in (
+                self._at_hand(blob, missing) if is_distant else self._fetched(blob, missing)
+            ):
                 key = (blob, index)
                 if not self.cache.holds(key):  # its reader was faster
                     self._inflight.get(key, partial(self._load_fetched, blob, index, encoded))
@@ -183,10 +213,24 @@ class ReadEngine:
             # nobody has asked for it yet; who does meets the same error, and is told
             log.debug("read-ahead stopped: %s", error)
 
-    def _fetch_ahead(self, blob: BlobIndex, indexes: range) -> Iterator[tuple[ChunkIndex, EncodedBytes]]:
-        """What is not cached of these chunks, with one call to the store where several lie side by side."""
+    def _at_hand(
+        self, blob: BlobIndex, missing: list[ChunkIndex]
+    ) -> Iterator[tuple[ChunkIndex, EncodedBytes]]:
+        """Of a file that is far away what was fetched already: what else to fetch is not for us to say."""
         source = self.blobs[blob]
-        missing = [ChunkIndex(index) for index in indexes if not self.cache.holds((blob, index))]
+        assert isinstance(source.file, Distant)
+        for index in missing:
+            record = source.chunks.record(index)
+            encoded = source.file.at_hand(record.encoded_offset, record.encoded_length)
+            if encoded is None:
+                return
+            yield index, encoded
+
+    def _fetched(
+        self, blob: BlobIndex, missing: list[ChunkIndex]
+    ) -> Iterator[tuple[ChunkIndex, EncodedBytes]]:
+        """These chunks, with one call to the store where several lie side by side."""
+        source = self.blobs[blob]
         while missing:
             first = source.chunks.record(missing[0])
             start = end = first.encoded_offset

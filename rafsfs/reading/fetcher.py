@@ -74,6 +74,8 @@ class Fetcher:
         self._background: Background | None = None
         self._decoding: Background | None = None
         self._counts = FetchCounts()
+        self.knows_better = False
+        """Set while a list of what readers will want is fetched: then nothing has to be guessed."""
         self._idle = threading.Condition()
         self._readers = 0
         self._shelf: OrderedDict[bytes, bytes] = OrderedDict()
@@ -87,7 +89,7 @@ class Fetcher:
     @property
     def ahead_allowed(self) -> bool:
         """Whether more may be fetched than a reader waits for."""
-        return self._background is not None
+        return self._background is not None and not self.knows_better
 
     def counts(self) -> FetchCounts:
         """All counts of one moment."""

@@ -34,13 +34,30 @@ HEAD_BYTES: Final = 256 << 10
 metadata."""
 
 PAGES_AHEAD_BYTES: Final = 128 << 10  # a round trip at 100 Mbit/s and 10 ms; a dozen pages
-STREAM_BYTES_MIN: Final = 256 << 10  # on their way for who reads on where he left off, doubled each time
+GUESS_BYTES: Final = 256 << 10  # behind a chunk out of order, while that proves right: a round trip's worth
+GUESS_CREDIT: Final = 4 << 20  # bytes that may be guessed wrong
+GUESS_REWARD: Final = 4  # times the bytes of a right guess may be guessed wrong for it
+STREAM_BYTES_MIN: Final = 256 << 10  # on their way for who reads on where he left off, and then
+STREAM_SHARE: Final = 2  # half of what he took, so that at most that is fetched in vain
 STREAM_BYTES_MAX: Final = 4 << 20  # a third of a second at 100 Mbit/s: round trips are hidden behind it
 REQUEST_BYTES_MAX: Final = 1 << 20  # so that several are under way
 LAYER_GAP_BYTES: Final = (
     64 << 10
 )  # of plain bytes: headers of files, and small files that an upper layer hides
-_ENDS_KEPT: Final = 8  # readers, or threads of one, told apart
+_STREAMS_KEPT: Final = 8  # readers told apart
+_STEPS_BACK: Final = 2  # chunks: threads that read one file side by side come in any order
+
+
+class _Stream:
+    """A reader who goes on: behind the last chunk that he asked for, the bytes he took, and where looking for
+    what he will want is to go on.
+    """
+
+    __slots__ = ("end", "looked_to", "taken_bytes")
+
+    def __init__(self, end: int) -> None:
+        self.end = self.looked_to = end
+        self.taken_bytes = 0
 
 
 class FetchedFile:
@@ -49,7 +66,8 @@ class FetchedFile:
     def __init__(
         self, file: RemoteFile, fetcher: Fetcher, *, ahead_bytes: int = 0, is_layer: bool = False
     ) -> None:
-        """``ahead_bytes`` are fetched with every request at least, as what follows is small.
+        """``ahead_bytes`` are fetched with every request at least, as what follows is small. Without them
+        that is a guess, and made as long as guesses are right often enough.
 
         ``is_layer`` is for a stock image's: what lies between its chunks is decompressed in any case, and
         sealed metadata are wanted for that.
@@ -65,11 +83,11 @@ class FetchedFile:
         self._is_distrusted = False
         self._was_read_behind_head = False
         self._hint = 0
-        self._ends: deque[int] = deque(maxlen=_ENDS_KEPT)  # behind the chunks that were asked for lately
-        self._looked_to = 0  # where looking for what a stream will want is to go on
+        self._streams: deque[_Stream] = deque(maxlen=_STREAMS_KEPT)  # the one used last is the last
         self._ahead_bytes = ahead_bytes
+        self._guessed: set[int] = set()
+        self._credit = GUESS_CREDIT
         self._is_layer = is_layer
-        self._stream_bytes = 0
 
     def use(self, places: Places) -> None:
         """From now on check and keep what is fetched: ``places`` are sealed."""
@@ -98,6 +116,17 @@ class FetchedFile:
         for place in wanted.values():
             self._fetcher.discard(place)
         return EncodedBytes(b"".join(self._chunks(wanted, from_cache=False)))
+
+    def at_hand(self, offset: int, length: int) -> EncodedBytes | None:
+        """See ``Distant.at_hand``. Reading on is noticed by ``read_range`` alone."""
+        wanted = None if self.places is None else self._run(offset, length)
+        parts = []
+        for place in (wanted or {}).values():
+            data = self._in_head(place) or (self._fetcher.known(place) if self._fetcher.has(place) else None)
+            if data is None:
+                return None
+            parts.append(data)
+        return EncodedBytes(b"".join(parts)) if parts else None
 
     def missing(self, indexes: Sequence[int]) -> list[int]:
         """Which of these chunks are neither here nor on their way."""
@@ -203,32 +232,53 @@ class FetchedFile:
         return [here[index] for index in wanted]
 
     def _ahead(self, first: int, last: int) -> dict[int, Place]:
-        """The chunks behind ``last`` to fetch now for who reads one after the other; mostly none.
-
-        Several threads may follow one stream, so the last few requests count, not only the very last.
-        """
+        """The chunks behind ``last`` to fetch now for who reads one after the other; mostly none."""
         assert self.places is not None
+        taken_bytes = self.places[last].end - self.places[first].offset
         with self._lock:
-            is_stream = any(0 <= first - end <= 1 for end in self._ends)
-            self._ends.append(last + 1)
-            if is_stream:
-                self._stream_bytes = min(STREAM_BYTES_MAX, max(STREAM_BYTES_MIN, 2 * self._stream_bytes))
-            else:
-                self._stream_bytes //= 2
-                self._looked_to = last + 1
-            start = max(last + 1, self._looked_to)
-        if not self._fetcher.ahead_allowed:
+            stream, goes_on, is_late = self._follow(first, last, taken_bytes)
+            for index in self._guessed.intersection(range(first, last + 1)):
+                self._guessed.remove(index)
+                self._credit += GUESS_REWARD * self.places[index].length
+            is_guess = not goes_on and not self._ahead_bytes
+            may_guess = self._credit >= GUESS_BYTES
+        if not self._fetcher.ahead_allowed or is_late or (is_guess and not may_guess):
             return {}
-        limit = self.places[last].end + (self._stream_bytes if is_stream else self._ahead_bytes)
+        ahead_bytes = self._ahead_bytes or GUESS_BYTES
+        if goes_on:
+            share = 1 if self._is_layer else STREAM_SHARE  # layers are read from their start in any case
+            ahead_bytes = min(STREAM_BYTES_MAX, max(STREAM_BYTES_MIN, stream.taken_bytes // share))
+        limit = self.places[last].end + ahead_bytes
+        if self.places[max(last, stream.looked_to - 1)].end > limit - ahead_bytes // 2:
+            return {}  # a request for each step would be many small ones
         found: dict[int, Place] = {}
-        for index in range(start, len(self.places)):
+        for index in range(max(last + 1, stream.looked_to), len(self.places)):
             place = self.places[index]
             if not self.places[last].end <= place.offset or place.end > limit:
                 break
             if index not in self._flights and not self._fetcher.has(place):
                 found[index] = place
-            self._looked_to = index + 1
+            stream.looked_to = index + 1
+        if is_guess:
+            with self._lock:
+                self._guessed.update(found)
+                self._credit = min(GUESS_CREDIT, self._credit) - sum(place.length for place in found.values())
         return found
+
+    def _follow(self, first: int, last: int, taken_bytes: int) -> tuple[_Stream, bool, bool]:
+        """The stream that chunks ``first`` to ``last`` are asked for in; whether it was there before, and is
+        further than that already.
+        """
+        stream = next((found for found in self._streams if -_STEPS_BACK <= first - found.end <= 1), None)
+        goes_on, is_late = stream is not None, stream is not None and first < stream.end
+        if stream is None:
+            stream = _Stream(last + 1)
+        else:
+            self._streams.remove(stream)
+        self._streams.append(stream)
+        stream.end = max(stream.end, last + 1)
+        stream.taken_bytes += 0 if is_late else taken_bytes
+        return stream, goes_on, is_late
 
     def _claim(
         self, places: dict[int, Place]

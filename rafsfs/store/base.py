@@ -66,6 +66,15 @@ class Recoverable(Protocol):
         ...
 
 
+@runtime_checkable
+class Distant(Protocol):
+    """A file whose bytes have to be fetched before they can be read."""
+
+    def at_hand(self, offset: int, length: int) -> EncodedBytes | None:
+        """The bytes of this range if they are on this machine, as ``read_range`` gives them, else None."""
+        ...
+
+
 class Store(Protocol):
     """One place with images in it: a folder, an archive, a repository. Any thread may use it."""
 

@@ -24,7 +24,7 @@ from rafsfs.format.erofs import FileType
 from rafsfs.format.prefetch import PrefetchRun
 from rafsfs.fs.image import open_sealed
 from rafsfs.limits import KIB, MIB
-from rafsfs.reading import prefetching
+from rafsfs.reading import fetching, prefetching
 from rafsfs.reading.prefetching import Prefetch
 from rafsfs.store.oci_layout import find_image
 from rafsfs.store.reference import RegistryReference
@@ -58,6 +58,12 @@ def server(tmp_path_factory, image):
 def proxy(server):
     with fault_proxy(server.host) as found:
         yield found
+
+
+@pytest.fixture(autouse=True)
+def no_guesses(monkeypatch):
+    """A fault is to meet the chunks that are asked for, and no other."""
+    monkeypatch.setattr(fetching, "GUESS_BYTES", 0)
 
 
 @contextmanager
@@ -229,13 +235,31 @@ def test_who_reads_on_gets_larger_and_larger_parts(proxy, tmp_path):
         assert image.remote.state().counts.ahead >= 6
 
 
-def test_who_jumps_gets_no_more_than_he_asks_for(proxy, tmp_path):
+def chunks_asked_for(proxy):
+    """How many chunks each request was for, guessed ones among them."""
+    ranges = (text[6:].split("-") for text in proxy.ranges)
+    return [(int(end) - int(start) + 1) // CHUNK for start, end in ranges]
+
+
+def test_who_jumps_gets_what_follows_while_that_is_right(proxy, tmp_path, monkeypatch):
+    """Chunk 0 was read before, and nothing of what followed; there is credit for one more guess."""
+    monkeypatch.setattr(fetching, "GUESS_BYTES", 3 * CHUNK + KIB)
+    monkeypatch.setattr(fetching, "GUESS_CREDIT", 7 * CHUNK)
     with remote(proxy, cache_folder=tmp_path / "cache") as (read, _):
-        for number in (8, 2, 6):
+        soon(lambda: read(5 * CHUNK, 1))
+        assert sum(chunks_asked_for(proxy)) == 4
+        read(9 * CHUNK, 1)
+        assert sum(chunks_asked_for(proxy)) == 5, "its credit is used up"
+        proxy.requests.clear()
+        assert read(7 * CHUNK, 1) == CONTENT[7 * CHUNK : 7 * CHUNK + 1]
+        assert chunks_asked_for(proxy) == [], "a right guess"
+
+
+def test_who_jumps_gets_no_more_than_he_asks_for_without_credit(proxy, tmp_path):
+    with remote(proxy, cache_folder=tmp_path / "cache") as (read, _):
+        for number in (8, 3, 6):
             read(number * CHUNK, 1)
-        sizes = [int(end) - int(start) + 1 for start, end in (text[6:].split("-") for text in proxy.ranges)]
-        assert len(sizes) == 3
-        assert max(sizes) < 2 * CHUNK
+        assert chunks_asked_for(proxy) == [1, 1, 1]
 
 
 def test_readers_of_one_chunk_share_a_request(proxy):
