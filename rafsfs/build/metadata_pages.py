@@ -32,17 +32,15 @@ def pages_digest(compressed: Sequence[bytes]) -> bytes:
 
 
 def seal_pages(
-    compressed: list[bytes], encoder: Encoder, image_key: bytes, page_size: int
+    compressed: Sequence[bytes], encoder: Encoder, image_key: bytes, page_size: int
 ) -> tuple[list[Buffer], bytes]:
     """Seal all pages; returns them with their salt for the superblock. As they are where there is no key.
-    ``compressed`` is empty afterwards: both at once would be twice the memory.
 
     The salt follows from the pages, so that an image key never seals two pages under one page key and nonce.
     """
     salt = page_salt(image_key, pages_digest(compressed)) if image_key else b""
     key = page_key(image_key, salt) if image_key else b""
-    sealed: list[Buffer] = []
-    compressed.reverse()
-    while compressed:
-        sealed.append(encoder.seal_page(compressed.pop(), PageNumber(len(sealed)), key, page_size))
+    sealed = [
+        encoder.seal_page(page, PageNumber(number), key, page_size) for number, page in enumerate(compressed)
+    ]
     return sealed, salt
