@@ -218,7 +218,7 @@ class FetchedFile:
             if data is not None:
                 here[index] = data
         missing = {index: place for index, place in wanted.items() if index not in here}
-        ahead = self._ahead(min(wanted), max(wanted))
+        ahead = self._ahead(min(wanted), max(wanted), is_asked_for=bool(missing))
         self._fetcher.count(cached=len(here), ahead=len(ahead))
         if missing or ahead:
             both = missing | ahead
@@ -231,8 +231,11 @@ class FetchedFile:
                 here[index] = _landed(claimed.get(index) or joined[index])
         return [here[index] for index in wanted]
 
-    def _ahead(self, first: int, last: int) -> dict[int, Place]:
-        """The chunks behind ``last`` to fetch now for who reads one after the other; mostly none."""
+    def _ahead(self, first: int, last: int, *, is_asked_for: bool) -> dict[int, Place]:
+        """The chunks behind ``last`` to fetch now for who reads one after the other; mostly none.
+
+        Nothing is guessed where no request is made in any case (``is_asked_for``): no round trip is saved.
+        """
         assert self.places is not None
         taken_bytes = self.places[last].end - self.places[first].offset
         with self._lock:
@@ -241,7 +244,7 @@ class FetchedFile:
                 self._guessed.remove(index)
                 self._credit += GUESS_REWARD * self.places[index].length
             is_guess = not goes_on and not self._ahead_bytes
-            may_guess = self._credit >= GUESS_BYTES
+            may_guess = is_asked_for and self._credit >= GUESS_BYTES
         if not self._fetcher.ahead_allowed or is_late or (is_guess and not may_guess):
             return {}
         ahead_bytes = self._ahead_bytes or GUESS_BYTES
