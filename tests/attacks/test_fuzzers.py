@@ -9,7 +9,7 @@ import pytest
 from attacks.fuzz_targets import TARGETS
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 3
+SECONDS = 2
 
 
 def fuzz(*arguments):
