@@ -141,7 +141,7 @@ def damage_bootstrap(source: random.Random, data: bytes) -> bytes:
 def packed(value: object) -> bytes:
     """In canonical form, where there is one."""
     if isinstance(value, dict):
-        value = dict(sorted(value.items()))
+        value = dict(sorted(value.items(), key=lambda item: (not isinstance(item[0], str), str(item[0]))))
     return msgpack.packb(value, unicode_errors="surrogatepass")
 
 
