@@ -120,11 +120,8 @@ class FileSystem:
         """
         parts: list[memoryview] = []
         for extent in self.extents(nid, offset, size):
-            if isinstance(extent, InlineExtent):
-                parts.append(memoryview(self.tree.inline_bytes(extent)))
-                continue
-            if extent.blob is None:
-                parts += _zeros(extent.length)
+            if isinstance(extent, InlineExtent) or extent.blob is None:
+                parts += self.read_extent(extent)  # always at hand
                 continue
             found = self.engine.try_read(extent.blob, extent.start, extent.length)
             if found is None:
