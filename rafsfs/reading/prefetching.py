@@ -151,11 +151,11 @@ class Prefetcher:
                 return found
 
         def work() -> None:
-            while (found := take()) is not None:
-                try:
+            try:
+                while (found := take()) is not None:
                     self._fetch(*found)
-                except RafsError as error:
-                    failures.append(error)
+            except RafsError as error:  # of metadata, too: the spans come out of chunk tables
+                failures.append(error)
 
         threads = [threading.Thread(target=work, daemon=True) for _ in range(FIRST_REQUESTS)]
         self._fetcher.knows_better = True
