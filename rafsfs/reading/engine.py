@@ -189,7 +189,7 @@ class ReadEngine:
             self.cache.statistics.used_prefetched()
         if self._ahead is None or self._background is None:
             return
-        wanted = self._ahead.asked(blob, index)
+        wanted = self._ahead.asked(blob, index, is_there=self.cache.holds((blob, index)))
         if not wanted:
             return
         wanted = range(wanted.start, min(wanted.stop, len(self.blobs[blob].chunks)))

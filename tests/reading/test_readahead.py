@@ -5,11 +5,21 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rafsfs.reading.readahead import SKIP_MAX, STREAMS_MAX, ReadAhead
+from rafsfs.reading.readahead import DEPTH_MIN, SKIP_MAX, STEADY_STEPS, STREAMS_MAX, ReadAhead
 
 
-def asked_for(ahead, indexes, blob=0):
-    return [ahead.asked(blob, index) for index in indexes]
+def asked_for(ahead, indexes, blob=0, *, is_there=False):
+    return [ahead.asked(blob, index, is_there=is_there) for index in indexes]
+
+
+def reach_of(ahead, indexes, *, is_there):
+    """How far ahead of the reader each step goes that reads ahead."""
+    reach = []
+    for index in indexes:
+        wanted = ahead.asked(0, index, is_there=is_there)
+        if wanted:
+            reach.append(wanted.stop - 1 - index)
+    return reach
 
 
 def test_nothing_for_the_first_chunk_and_more_with_every_step():
@@ -20,16 +30,26 @@ def test_nothing_for_the_first_chunk_and_more_with_every_step():
     assert max(wanted) <= 39 + 8
 
 
-def test_depth_doubles_up_to_its_bound():
-    ahead = ReadAhead(depth_max=8)
-    reach = []
-    for index in range(30):
-        wanted = ahead.asked(0, index)
-        if wanted:
-            reach.append(wanted.stop - 1 - index)
+def test_depth_doubles_up_to_its_bound_for_one_who_has_to_wait():
+    reach = reach_of(ReadAhead(depth_max=8), range(30), is_there=False)
     assert reach == sorted(reach)
-    assert reach[0] == 2
+    assert reach[0] == DEPTH_MIN
     assert reach[-1] == 8
+
+
+def test_depth_stays_small_for_one_who_never_waits():
+    ahead = ReadAhead(depth_max=16)
+    reach = reach_of(ahead, range(100), is_there=True)
+    assert set(reach) == {DEPTH_MIN}
+    assert len(reach) > 90  # a chunk with each step, not many at once
+
+
+def test_depth_comes_back_once_nobody_waits_any_more():
+    ahead = ReadAhead(depth_max=16)
+    assert max(reach_of(ahead, range(30), is_there=False)) == 16
+    steady = range(30, 30 + 4 * STEADY_STEPS)
+    assert reach_of(ahead, steady, is_there=True)[-1] == DEPTH_MIN
+    assert max(reach_of(ahead, range(steady.stop, steady.stop + 30), is_there=False)) == 16
 
 
 def test_the_same_chunk_again_is_not_news():
@@ -55,16 +75,19 @@ def test_several_streams_are_told_apart():
     seen = {stream: set() for stream in range(STREAMS_MAX)}
     for step in range(50):
         for stream in range(STREAMS_MAX):
-            seen[stream].update(ahead.asked(stream % 2, stream * 10_000 + step))
+            seen[stream].update(ahead.asked(stream % 2, stream * 10_000 + step, is_there=step % 3 > 0))
     for stream, wanted in seen.items():
         assert wanted >= set(range(stream * 10_000 + 2, stream * 10_000 + 50))
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 30)), max_size=200), st.integers(0, 20))
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 30), st.booleans()), max_size=200),
+    st.integers(0, 20),
+)
 def test_no_chunk_behind_the_reader_and_none_beyond_the_depth(steps, depth_max):
     ahead = ReadAhead(depth_max)
-    for blob, index in steps:
-        wanted = ahead.asked(blob, index)
+    for blob, index, is_there in steps:
+        wanted = ahead.asked(blob, index, is_there=is_there)
         assert all(index < chunk <= index + max(2, depth_max) for chunk in wanted)
 
 
