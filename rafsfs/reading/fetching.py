@@ -23,15 +23,12 @@ from blake3 import blake3
 
 from rafsfs.errors import DigestMismatch, RafsError, StoreUnavailable
 from rafsfs.limits import READ_DEADLINE_S
+from rafsfs.reading.ends import Ends
 from rafsfs.reading.fetcher import Fetcher, Place, Places
 from rafsfs.store.base import RemoteFile
 from rafsfs.types import EncodedBytes
 
 log = logging.getLogger("rafsfs.reading")
-
-HEAD_BYTES: Final = 256 << 10
-"""Of a bootstrap, fetched with the first byte that is asked for: what opening needs, and most small images'
-metadata."""
 
 PAGES_AHEAD_BYTES: Final = 128 << 10  # a round trip at 100 Mbit/s and 10 ms; a dozen pages
 GUESS_BYTES: Final = 256 << 10  # behind a chunk out of order, while that proves right: a round trip's worth
@@ -79,9 +76,7 @@ class FetchedFile:
         self._fetcher = fetcher
         self._lock = threading.Lock()
         self._flights: dict[int, Future[EncodedBytes]] = {}
-        self._head: bytes | None = None
-        self._is_distrusted = False
-        self._was_read_behind_head = False
+        self._ends = Ends(file)
         self._hint = 0
         self._streams: deque[_Stream] = deque(maxlen=_STREAMS_KEPT)  # the one used last is the last
         self._ahead_bytes = ahead_bytes
@@ -90,8 +85,15 @@ class FetchedFile:
         self._is_layer = is_layer
 
     def use(self, places: Places) -> None:
-        """From now on check and keep what is fetched: ``places`` are sealed."""
+        """From now on check and keep what is fetched, and what was: ``places`` are sealed."""
         self.places = places
+        for place, data in self._ends.dropped(places):
+            if not self._fetcher.has(place) and blake3(data).digest() == place.chunk_id:
+                self._fetcher.keep(place, data)
+
+    def distrust(self) -> bool:
+        """See ``Ends.distrust``; for what was read before the digests were known."""
+        return self._ends.distrust()
 
     def close(self) -> None:
         """See ``StoredFile.close``."""
@@ -100,7 +102,7 @@ class FetchedFile:
     def read_range(self, offset: int, length: int) -> EncodedBytes:
         """See ``StoredFile.read_range``. Raises DigestMismatch when the origin has something else."""
         if self.places is None:
-            return self._from_head(offset, length)
+            return self._ends.read(offset, length)
         wanted = self._run(offset, length)
         if wanted is None:
             return self._file.read_range(offset, length)
@@ -122,7 +124,7 @@ class FetchedFile:
         wanted = None if self.places is None else self._run(offset, length)
         parts = []
         for place in (wanted or {}).values():
-            data = self._in_head(place) or (self._fetcher.known(place) if self._fetcher.has(place) else None)
+            data = self._fetcher.known(place) if self._fetcher.has(place) else None
             if data is None:
                 return None
             parts.append(data)
@@ -148,39 +150,6 @@ class FetchedFile:
                 self._fetch(span, places)
         for flight in claimed.values():
             flight.result(0)
-
-    # --- Before the digests are known ---------------------------------------------------------------------
-
-    def distrust(self) -> bool:
-        """Ask the origin for the head anew; False when it has the same. Raises StoreError."""
-        with self._lock:
-            before, self._head = self._head, None
-            self._is_distrusted = True
-        self._from_head(0, 0)
-        return self._head != before or self._was_read_behind_head
-
-    def _from_head(self, offset: int, length: int) -> EncodedBytes:
-        end = min(self.size, HEAD_BYTES)
-        if offset + length > end:
-            self._was_read_behind_head = True
-            return self._unchecked(offset, length)
-        with self._lock:
-            if self._head is None:
-                self._head = self._unchecked(0, end)
-            return EncodedBytes(self._head[offset : offset + length])
-
-    def _unchecked(self, offset: int, length: int) -> EncodedBytes:
-        body = bytearray()
-        self._file.stream_range(offset, length, body.extend, afresh=self._is_distrusted)
-        return EncodedBytes(bytes(body))
-
-    def _in_head(self, place: Place) -> EncodedBytes | None:
-        """A page that came with the head, if it is the one."""
-        head = self._head
-        if head is None or place.end > len(head):
-            return None
-        data = head[place.offset : place.end]
-        return EncodedBytes(data) if blake3(data).digest() == place.chunk_id else None
 
     # --- Chunks -------------------------------------------------------------------------------------------
 
@@ -214,7 +183,7 @@ class FetchedFile:
         """The bytes of these chunks; those of the node cache were not checked."""
         here: dict[int, EncodedBytes] = {}
         for index, place in wanted.items():
-            data = self._in_head(place) or (self._fetcher.known(place) if from_cache else None)
+            data = self._fetcher.known(place) if from_cache else None
             if data is not None:
                 here[index] = data
         missing = {index: place for index, place in wanted.items() if index not in here}

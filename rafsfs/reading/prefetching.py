@@ -24,6 +24,7 @@ log = logging.getLogger("rafsfs.reading")
 SPAN_BYTES: Final = 1 << 20  # of one request: 80 ms at 100 Mbit/s, by which a reader may be held up
 PAGES_BYTES_MAX: Final = 4 << 20
 """Of metadata that comes with the image's list: of some 30,000 files, a third of a second at 100 Mbit/s."""
+FEW_PAGES_BYTES: Final = 1 << 20  # of metadata that comes without a list, too, while nobody waits for anything
 FIRST_BYTES: Final = 16 << 20  # of a list that are fetched beside readers: 1.3 s at 100 Mbit/s
 FIRST_REQUESTS: Final = 4  # round trips side by side
 _CHUNKS_AT_ONCE: Final = 64  # looked up together
@@ -37,7 +38,7 @@ class Prefetch(enum.Enum):
 
     NONE = "none"
     LIST = "list"
-    """The image's prefetch list, with the metadata where that is small."""
+    """The image's prefetch list; the metadata where they are small, with or without a list."""
     ALL = "all"
     """The list, then everything else."""
     WHOLE = "whole"
@@ -112,7 +113,7 @@ class Prefetcher:
         ]
         # Names and the smallest files are in the metadata, and the list does not say on which pages.
         pages = [(number, range(_count(file))) for number, file in enumerate(self._files[:blobs_from])]
-        if runs and self._total(pages) <= PAGES_BYTES_MAX:
+        if self._total(pages) <= (PAGES_BYTES_MAX if runs else FEW_PAGES_BYTES):
             ranges = pages + ranges
         if everything:
             ranges += [(number, range(_count(file))) for number, file in enumerate(self._files)]
