@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -15,18 +16,29 @@ from rafsfs.build.layout_writer import LayoutWriter
 from rafsfs.build.metadata_pages import compress_pages, pages_digest, seal_pages
 from rafsfs.build.options import PAGE_SIZE_DEFAULT, BuildOptions
 from rafsfs.build.prefetch import PrefetchPlan, plan_prefetch
+from rafsfs.build.program_files import start_ranges
 from rafsfs.format import oci
 from rafsfs.format.bootstrap import pack_head, pack_page_table, page_table_digest
 from rafsfs.format.chunk import Suite
 from rafsfs.format.envelope import Envelope
-from rafsfs.format.image_config import platform_config, sealed_part, visible_part
+from rafsfs.format.image_config import (
+    ImageConfig,
+    parse_image_config,
+    platform_config,
+    sealed_part,
+    visible_part,
+)
 from rafsfs.format.oci import Descriptor, Manifest
 from rafsfs.format.prefetch import pack_prefetch_list
 from rafsfs.format.superblock import DOMAIN_ID_BYTES, IMAGE_ID_BYTES, BlobEntry, Section, Superblock
 from rafsfs.format.trace import TracedRange
+from rafsfs.fs.filesystem import FileSystem
 from rafsfs.metadata.space import MetadataSpace
 from rafsfs.metadata.tree import Tree
 from rafsfs.reading.chunkmap import ChunkTable
+from rafsfs.reading.engine import Blob, ReadEngine
+from rafsfs.reading.page_cache import PageCache
+from rafsfs.store.oci_layout import LocalFile
 from rafsfs.trust.derive import (
     KEY_BYTES,
     convergent_image_key,
@@ -39,6 +51,8 @@ from rafsfs.trust.derive import (
 from rafsfs.trust.signature import sign
 from rafsfs.trust.wrapping import wrap
 from rafsfs.types import PageNumber
+
+_CACHE_BYTES = 8 << 20  # while the files of a start are looked for: each chunk is wanted once
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,27 +87,44 @@ def write_image(
 ) -> WrittenImage:
     """Write bootstrap, config and manifest, and move ``tag`` to them.
 
-    Of ``traced`` the image gets its prefetch list; ``checkpoints`` are for blobs that are layers. Raises
-    BuildError, LimitExceeded for a trace that asks too much, or OSError.
+    Of ``traced`` the image gets its prefetch list, or else of what its config's command begins with;
+    ``checkpoints`` are for blobs that are layers, in which nothing is looked for. Raises BuildError,
+    LimitExceeded for a trace that asks too much, or OSError.
     """
     erofs_section = metadata.finish(
         [DeviceInfo(blob.entry.blob_id, blob.entry.decoded_blocks) for blob in blobs]
     )
-    plan = _plan(traced, erofs_section, blobs, options.suite) if traced else PrefetchPlan()
+    plan = PrefetchPlan()
+    if traced or (options.config is not None and checkpoints is None):
+        with ExitStack() as files:
+            filesystem = _filesystem(erofs_section, blobs, options.suite, layout, files)
+            tables = [blob.chunks for blob in filesystem.engine.blobs]
+            plan = plan_prefetch(
+                traced or start_ranges(filesystem, _parsed(options.config)), filesystem.tree, tables
+            )
     prefetch = pack_prefetch_list(plan.runs)
     written = seal_section(erofs_section, blobs, options, encoder, layout, tag, pool, prefetch, checkpoints)
     return replace(written, prefetch=plan)
 
 
-def _plan(
-    traced: Sequence[TracedRange], erofs_section: bytes, blobs: Sequence[FinishedBlob], suite: Suite
-) -> PrefetchPlan:
+def _filesystem(
+    erofs_section: bytes,
+    blobs: Sequence[FinishedBlob],
+    suite: Suite,
+    layout: LayoutWriter,
+    files: ExitStack,
+) -> FileSystem:
+    """What the image will be, before its metadata are sealed."""
+
     def page(number: PageNumber) -> bytes:
         return erofs_section[number * PAGE_SIZE_DEFAULT :][:PAGE_SIZE_DEFAULT]
 
     space = MetadataSpace(page, PAGE_SIZE_DEFAULT, offset=0, length=len(erofs_section))
-    tables = [
-        ChunkTable(
+    opened = []
+    for blob in blobs:
+        file = LocalFile(layout.path_of(blob.descriptor), blob.descriptor.digest, blob.descriptor.size)
+        files.callback(file.close)
+        table = ChunkTable(
             partial(_slice, blob.table),
             0,
             blob.entry.chunk_count,
@@ -102,9 +133,13 @@ def _plan(
             blob.entry.decoded_blocks,
             blob_count=len(blobs),
         )
-        for blob in blobs
-    ]
-    return plan_prefetch(traced, Tree(space, tuple(blob.entry.decoded_blocks for blob in blobs)), tables)
+        opened.append(Blob(file, table))
+    blocks = tuple(blob.entry.decoded_blocks for blob in blobs)
+    return FileSystem(Tree(space, blocks), ReadEngine(opened, suite, PageCache(_CACHE_BYTES)), sum(blocks))
+
+
+def _parsed(config: Mapping[str, Any] | None) -> ImageConfig:
+    return parse_image_config(oci.dump_json(dict(config or {})))
 
 
 def _slice(data: bytes, offset: int, length: int) -> bytes:

@@ -144,6 +144,10 @@ class LayoutWriter:
         self._ready[digest] = blob.path
         return Descriptor(media_type, digest, blob.size)
 
+    def path_of(self, descriptor: Descriptor) -> Path:
+        """Where a blob lies as long as nothing is committed."""
+        return self._ready.get(descriptor.digest) or blob_path(self.folder, descriptor.digest)
+
     def add_blob(self, data: bytes, media_type: str) -> Descriptor:
         """Write a whole blob."""
         blob = self.new_blob()

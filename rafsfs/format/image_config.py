@@ -16,6 +16,9 @@ from rafsfs.format import oci
 ANNOTATION_SOURCE = "vnd.rafsfs.source.digest"
 """In a config: digest of the manifest of the stock image that this one was made of."""
 
+PATH_DEFAULT = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where programs are looked for when the image does not say: Docker's choice, on which images rely."""
+
 _OF_LAYERS = {"rootfs", "history"}  # tell of the layers of the image that it was made from
 _PLATFORM = ("architecture", "os", "variant")
 

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from rafsfs.errors import MountError
-from rafsfs.format.image_config import ImageConfig
+from rafsfs.format.image_config import PATH_DEFAULT, ImageConfig
 from rafsfs.frontends.container_user import ContainerUser
 
 SPEC_VERSION: Final = "1.0.2"
 ROOTFS: Final = "rootfs"
-PATH_DEFAULT: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NETWORKS: Final = ("none", "host")
 
 _CAPABILITIES: Final = [

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
-import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,6 +13,7 @@ from rafsfs.errors import KeyFileError, RafsError
 from rafsfs.fs.attributes import Attributes
 from rafsfs.fs.filesystem import FileSystem, walk_tree
 from rafsfs.fs.image import OpenImage, open_sealed
+from rafsfs.fs.paths import components, trail
 from rafsfs.limits import CACHE_BYTES_DEFAULT
 from rafsfs.store.reference import ImageReference, parse_reference
 from rafsfs.store.settings import StoreSettings
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 _READ_BYTES = 1 << 20  # of one read while a whole file is read: several chunks, few slices
-_SYMLINKS_MAX = 40  # MAXSYMLINKS of path_resolution(7)
 
 
 def open_image(
@@ -167,30 +165,7 @@ class Image:
         return b"/".join(name for name, _ in self._trail(path, follow_symlinks))
 
     def _trail(self, path: Path, follow_symlinks: bool) -> list[tuple[bytes, Nid]]:
-        """Name and inode of every directory below the root that leads to ``path``, and of itself."""
-        trail: list[tuple[bytes, Nid]] = []
-        pending = _components(path)
-        links = 0
-        while pending:
-            name = pending.pop(0)
-            if name == b"..":
-                trail = trail[:-1]
-                continue
-            try:
-                nid = self.filesystem.lookup(trail[-1][1] if trail else self.filesystem.root, name)
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, os.fsdecode(path)) from None
-            if (pending or follow_symlinks) and stat.S_ISLNK(self.filesystem.attributes(nid).mode):
-                links += 1
-                if links > _SYMLINKS_MAX:
-                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fsdecode(path))
-                target = self.filesystem.readlink(nid)
-                if target.startswith(b"/"):
-                    trail = []
-                pending = _components(target) + pending
-            else:
-                trail.append((name, nid))
-        return trail
+        return trail(self.filesystem, os.fsencode(path), follow_symlinks=follow_symlinks)
 
     def stat(self, path: Path, *, follow_symlinks: bool = True) -> Attributes:
         """Attributes of the inode at ``path``."""
@@ -213,7 +188,7 @@ class Image:
         """Every (absolute path, attributes) at and under ``path``, depth first in byte order, symlinks not
         followed.
         """
-        top = b"/" + b"/".join(_components(path))
+        top = b"/" + b"/".join(components(os.fsencode(path)))
         for found, nid in walk_tree(self.filesystem, self.resolve(path)):
             yield (
                 os.fsdecode(top.rstrip(b"/") + b"/" + found if found else top),
@@ -291,7 +266,3 @@ class SealedFile(io.RawIOBase):
             filled += len(part)
         self._position += filled
         return filled
-
-
-def _components(path: Path) -> list[bytes]:
-    return [part for part in os.fsencode(path).split(b"/") if part not in (b"", b".")]

@@ -141,9 +141,12 @@ class FetchedFile:
         ]
 
     def fetch(self, indexes: Sequence[int]) -> None:
-        """Fetch adjacent chunks that nobody waits for, on this thread. Raises RafsError."""
+        """Fetch what is still missing of adjacent chunks, for nobody who waits, on this thread.
+
+        Raises RafsError.
+        """
         assert self.places is not None
-        places = {index: self.places[index] for index in indexes}
+        places = {index: self.places[index] for index in self.missing(indexes)}
         claimed, _ = self._claim(places)
         with self._ended_on_error(claimed):
             for span in self._spans(sorted(claimed), places):

@@ -24,7 +24,9 @@ log = logging.getLogger("rafsfs.reading")
 SPAN_BYTES: Final = 1 << 20  # of one request: 80 ms at 100 Mbit/s, by which a reader may be held up
 PAGES_BYTES_MAX: Final = 4 << 20
 """Of metadata that comes with the image's list: of some 30,000 files, a third of a second at 100 Mbit/s."""
-FEW_PAGES_BYTES: Final = 1 << 20  # of metadata that comes without a list, too, while nobody waits for anything
+FEW_PAGES_BYTES: Final = (
+    1 << 20
+)  # of metadata that comes without a list, too, while nobody waits for anything
 FIRST_BYTES: Final = 16 << 20  # of a list that are fetched beside readers: 1.3 s at 100 Mbit/s
 FIRST_REQUESTS: Final = 4  # round trips side by side
 _CHUNKS_AT_ONCE: Final = 64  # looked up together
