@@ -31,6 +31,11 @@ _CONFIG_BYTES_MAX: Final = MIB // 16
 
 LOADER_CACHE: Final = "/etc/ld.so.cache"
 LOADER_CONFIG: Final = "/etc/ld.so.conf"
+C_LIBRARY: Final = "libc.so.6"  # glibc's; others read none of these
+C_LIBRARY_READS: Final = ("/usr/lib/locale/C.utf8/LC_CTYPE", "/etc/localtime")
+"""What glibc reads for setlocale(3) and tzset(3) as programs begin; C.UTF-8 is what images choose."""
+CONVERSIONS: Final = "gconv/gconv-modules.cache"
+"""For iconv(3), and all who ask for the names of characters; beside the C library."""
 LIBRARY_DIRECTORIES: Final = ("/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib")
 """Where the loaders of glibc and musl look when nothing else is said."""
 
@@ -108,14 +113,27 @@ class _Search:
         if not self._wanted:
             return
         self._add(self._file(LOADER_CACHE))
-        usual = (*self._library_directories, *self._configured(LOADER_CONFIG), *LIBRARY_DIRECTORIES)
+        usual = [*self._library_directories, *self._configured(LOADER_CONFIG)]
+        if (loader := self._file(self._wanted[0][0])) is not None:
+            usual.append(_directory_of(loader))  # which Debian's looks in without being told
+        usual += LIBRARY_DIRECTORIES
+        known: set[str] = set()  # a library is found once, whoever else wants it, and from wherever
         for name, first in self._wanted:  # which grows meanwhile
+            if name in known:
+                continue
             if len(self._others) >= FILES_MAX:
                 return
-            file = self._file(name) if "/" in name else self._first_in((*first, *usual), name)
+            known.add(name)
+            file = self._file(name) if "/" in name else self._first_in([*first, *usual], name)
             if file is not None and file.path not in self._others:
                 self._add(file)
                 self._note_needs(file, self._read(file))
+                if name == C_LIBRARY:
+                    self._add_reads_of_c_library(file)
+
+    def _add_reads_of_c_library(self, library: _File) -> None:
+        for path in (*C_LIBRARY_READS, posixpath.join(_directory_of(library), CONVERSIONS)):
+            self._add(self._file(path))
 
     def add_arguments(self, words: list[str]) -> None:
         """Add the arguments that are files, as a script's name is for its interpreter."""
@@ -126,7 +144,7 @@ class _Search:
         needs = elf_needs(data) if is_elf(data) else None
         if needs is None:
             return
-        origin = "/" + os.fsdecode(posixpath.dirname(file.path))
+        origin = _directory_of(file)
         first = tuple(
             part.replace("$ORIGIN", origin).replace("${ORIGIN}", origin) for part in needs.directories
         )
@@ -167,9 +185,9 @@ class _Search:
     def _program(self, word: str) -> _File | None:
         if "/" in word:
             return self._file(posixpath.join(self._directory, word))
-        return self._first_in(tuple(self._program_directories), word)
+        return self._first_in(self._program_directories, word)
 
-    def _first_in(self, directories: tuple[str, ...], name: str) -> _File | None:
+    def _first_in(self, directories: list[str], name: str) -> _File | None:
         places = (posixpath.join(directory, name) for directory in directories if directory.startswith("/"))
         return next((file for file in map(self._file, places) if file is not None), None)
 
@@ -177,7 +195,7 @@ class _Search:
         """The regular file that a path leads to; None when there is none."""
         try:
             steps = trail(self._filesystem, os.fsencode(path))
-        except (OSError, ValueError):  # ValueError: text that is no name of a file
+        except OSError:
             return None
         inode = self._filesystem.tree.inode(steps[-1][1] if steps else self._filesystem.root)
         if not inode.is_regular:
@@ -186,6 +204,10 @@ class _Search:
 
     def _read(self, file: _File) -> bytes:
         return b"".join(self._filesystem.read(file.nid, 0, min(file.size, WHOLE_BYTES_MAX)))
+
+
+def _directory_of(file: _File) -> str:
+    return "/" + os.fsdecode(posixpath.dirname(file.path))
 
 
 def _read_of(file: _File) -> int:

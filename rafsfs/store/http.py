@@ -6,15 +6,14 @@ Knows nothing of registries. Believes no length: whoever reads a body says how m
 from __future__ import annotations
 
 import ipaddress
+import os
 import ssl
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import Final
 from urllib.parse import SplitResult, urljoin, urlsplit
-from urllib.request import getproxies_environment, proxy_bypass
 
 from rafsfs.errors import Denied, LengthMismatch, StoreError, StoreUnavailable, Where
 from rafsfs.store.http_connections import Connections, until
@@ -89,7 +88,7 @@ class Http:
             _check(settings.proxy, "the proxy", login=False)
         self.settings = settings
         self._connections = Connections(settings.ca_file)
-        self._environment = getproxies_environment()
+        self._environment = _proxies_of_environment()
 
     def close(self) -> None:
         """Close all connections; requests under way fail."""
@@ -161,7 +160,11 @@ class Http:
         if self.settings.proxy is not None:
             return self.settings.proxy
         proxy = self._environment.get(parts.scheme)
-        if proxy is None or is_loopback(host) or proxy_bypass(parts.netloc):
+        if proxy is None or is_loopback(host):
+            return None
+        from urllib.request import proxy_bypass
+
+        if proxy_bypass(parts.netloc):
             return None
         proxy = proxy if "://" in proxy else f"http://{proxy}"
         _check(proxy, f"{parts.scheme}_proxy in the environment", login=True)
@@ -195,8 +198,18 @@ class Http:
             content=body,
             extensions={"timeout": timeouts},
         )
+        is_secure = "https" in (target.scheme, urlsplit(proxy or "").scheme)
         with _told(url):
-            return self._connections.pool(proxy).handle_request(request)
+            return self._connections.pool(proxy, is_secure=is_secure).handle_request(request)
+
+
+def _proxies_of_environment() -> dict[str, str]:
+    """URL scheme -> proxy. What reads them brings a mail parser along, which takes a round trip to import."""
+    if not any(name.lower().endswith("_proxy") for name in os.environ):
+        return {}
+    from urllib.request import getproxies_environment
+
+    return getproxies_environment()
 
 
 def joined(url: str, location: str) -> str:
@@ -243,6 +256,8 @@ def retry_after(answer: Answer) -> float | None:
     if text.isascii() and text.isdigit():
         return min(float(text), RETRY_AFTER_MAX_S)
     if text:
+        from email.utils import parsedate_to_datetime
+
         try:
             at = parsedate_to_datetime(text).timestamp()
         except (ValueError, OverflowError):

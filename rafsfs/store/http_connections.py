@@ -112,19 +112,22 @@ class _Backend(httpcore.NetworkBackend):
 
 
 class Connections:
-    """Pools of connections, one for each proxy. Any thread may use them; a forked child gets new ones."""
+    """Pools of connections, for each proxy one, and one more for TLS. Any thread may use them; a forked child
+    gets new ones.
+    """
 
     def __init__(self, ca_file: Path | None) -> None:
         """Connects to nobody yet. Raises StoreError when ``ca_file`` cannot be used."""
-        self._context = _tls_context(ca_file)
+        # That of the system's authorities takes 20 ms to make, which plain http can do without.
+        self._context = None if ca_file is None else _tls_context(ca_file)
         self._lock = threading.Lock()
-        self._pools: dict[str | None, httpcore.ConnectionPool] = {}
+        self._pools: dict[tuple[str | None, bool], httpcore.ConnectionPool] = {}
         self._backend = _Backend()
         self._closed = False
         self._process = os.getpid()
 
-    def pool(self, proxy: str | None) -> httpcore.ConnectionPool:
-        """The pool of connections through ``proxy``, a URL; directly for None."""
+    def pool(self, proxy: str | None, *, is_secure: bool) -> httpcore.ConnectionPool:
+        """The pool of connections through ``proxy``, a URL; directly for None. With TLS if ``is_secure``."""
         with self._lock:
             if self._closed:
                 raise StoreError("the image was closed")
@@ -133,10 +136,12 @@ class Connections:
                 self._pools = {}
                 self._backend = _Backend()
                 self._process = os.getpid()
-            pool = self._pools.get(proxy)
+            pool = self._pools.get((proxy, is_secure))
             if pool is None:
-                pool = self._pools[proxy] = httpcore.ConnectionPool(
-                    ssl_context=self._context,
+                if is_secure and self._context is None:
+                    self._context = _tls_context(None)
+                pool = self._pools[proxy, is_secure] = httpcore.ConnectionPool(
+                    ssl_context=self._context if is_secure else None,
                     proxy=None if proxy is None else _proxy(proxy),
                     max_connections=CONNECTIONS_MAX,
                     keepalive_expiry=_KEEP_ALIVE_S,
