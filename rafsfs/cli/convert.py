@@ -164,7 +164,9 @@ def command(keep_layers: bool, **request: Any) -> None:
 
     SOURCE is any OCI or Docker image: docker://HOST/REPOSITORY:TAG, oci:FOLDER:TAG, oci-archive:FILE,
     docker-archive:FILE; a bare path is an OCI layout folder. Its layers (tar, gzip, zstd) become one tree, as
-    a container sees it; all digests are checked, and nothing is unpacked. Its config is sealed with it.
+    a container sees it; all digests are checked, and nothing is unpacked. Its config is sealed with it, and
+    a list of what its command reads first: the program, its loader and libraries. `rafsfs optimize` replaces
+    that by a trace of a real start.
 
     TARGET is a folder, as for `rafsfs build`, or docker://HOST/REPOSITORY:TAG or oci-archive:FILE; for those
     the image is made in the folder for temporary files first.
