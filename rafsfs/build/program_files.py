@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import Final
 
-from rafsfs.build.elf import elf_needs, is_elf
+from rafsfs.build.elf import elf_needs
 from rafsfs.format.image_config import PATH_DEFAULT, ImageConfig
 from rafsfs.format.trace import TracedRange
 from rafsfs.fs.filesystem import FileSystem
@@ -24,8 +26,15 @@ from rafsfs.types import Nid
 
 HEAD_BYTES: Final = MIB // 4  # of a program, before its libraries: what the kernel reads to run it
 WHOLE_BYTES_MAX: Final = 16 * MIB  # of a file; nobody reads all of a longer one to start
-FILES_MAX: Final = 256  # more libraries than that have few programs
+LIST_BYTES_MAX: Final = 64 * MIB  # of all; mounts fetch and decode the list unasked
+
+# Bounds on what a hostile image has us look for; real programs come near none of them.
+FILES_MAX: Final = 256
+LOOKUPS_MAX: Final = 20_000  # of paths; half a second
+DIRECTORIES_MAX: Final = 64  # of one list of them
+_WANTED_MAX: Final = 4 * FILES_MAX
 _SCRIPTS_MAX: Final = 4  # that are run by each other, as in Linux (BINPRM_MAX_RECURSION)
+_SCRIPT_LINE_BYTES: Final = 256  # BINPRM_BUF_SIZE
 _CONFIGS_MAX: Final = 64  # files that say where libraries lie
 _CONFIG_BYTES_MAX: Final = MIB // 16
 
@@ -48,8 +57,25 @@ class _File:
     nid: Nid
     size: int
 
+    @property
+    def directory(self) -> str:
+        return "/" + os.fsdecode(posixpath.dirname(self.path))
+
+    @property
+    def wanted_bytes(self) -> int:
+        return self.size if self.size <= WHOLE_BYTES_MAX else HEAD_BYTES
+
     def range(self, start: int, end: int) -> TracedRange:
         return TracedRange(self.path, start, min(end, self.size) - start)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A library, and where to look for it before and after ``LD_LIBRARY_PATH`` (ld.so(8))."""
+
+    name: str
+    before: tuple[str, ...]
+    after: tuple[str, ...]
 
 
 def start_ranges(filesystem: FileSystem, config: ImageConfig) -> list[TracedRange]:
@@ -64,7 +90,14 @@ def start_ranges(filesystem: FileSystem, config: ImageConfig) -> list[TracedRang
     search.add_program(words[0])
     search.add_libraries()
     search.add_arguments(words[1:])
-    return list(search.ranges())
+    left = LIST_BYTES_MAX
+    found = []
+    for item in search.ranges():
+        left -= item.length
+        if left < 0:
+            break
+        found.append(item)
+    return found
 
 
 class _Search:
@@ -74,21 +107,22 @@ class _Search:
         self._filesystem = filesystem
         self._directory = config.working_dir or "/"
         variables = dict(text.partition("=")[::2] for text in config.env)
-        self._program_directories = variables.get("PATH", PATH_DEFAULT).split(":")
-        self._library_directories = variables.get("LD_LIBRARY_PATH", "").split(":")
+        self._program_directories = _directories(variables.get("PATH", PATH_DEFAULT))
+        self._library_directories = _directories(variables.get("LD_LIBRARY_PATH", ""))
         self._programs: dict[bytes, _File] = {}
         self._others: dict[bytes, _File] = {}
-        self._wanted: list[tuple[str, tuple[str, ...]]] = []  # libraries, and where to look first
+        self._wanted: list[_Wanted] = []
+        self._lookups_left = LOOKUPS_MAX
 
     def ranges(self) -> Iterator[TracedRange]:
         """The heads of the programs, everything else, the rest of the programs."""
         for program in self._programs.values():
             yield program.range(0, HEAD_BYTES)
         for file in self._others.values():
-            yield file.range(0, _read_of(file))
+            yield file.range(0, file.wanted_bytes)
         for program in self._programs.values():
-            if _read_of(program) > HEAD_BYTES:
-                yield program.range(HEAD_BYTES, _read_of(program))
+            if program.wanted_bytes > HEAD_BYTES:
+                yield program.range(HEAD_BYTES, program.wanted_bytes)
 
     def add_program(self, word: str) -> None:
         """Add what a command is run from, and note which libraries it needs."""
@@ -98,101 +132,106 @@ class _Search:
             if file is None or file.path in self._programs:
                 return
             self._programs[file.path] = file
-            data = self._read(file)
-            if not data.startswith(b"#!"):
-                self._note_needs(file, data)
-                if posixpath.basename(file.path) != b"env" or len(words) < 2:
-                    return
-                words = words[1:]  # env(1) runs what follows it
-            else:
-                line = data[2:].partition(b"\n")[0][:256]  # BINPRM_BUF_SIZE
-                words = [os.fsdecode(part) for part in line.split()] or [""]
+            line = self._read(file, 0, _SCRIPT_LINE_BYTES)
+            if line.startswith(b"#!"):
+                words = [os.fsdecode(part) for part in line[2:].partition(b"\n")[0].split()] or [""]
+                continue
+            self._note_needs(file)
+            if posixpath.basename(words[0]) != "env" or len(words) < 2:
+                return
+            words = words[1:]  # env(1) runs what follows it
 
     def add_libraries(self) -> None:
         """Add what is needed, and what that needs, in the order in which the loader opens them."""
         if not self._wanted:
             return
         self._add(self._file(LOADER_CACHE))
-        usual = [*self._library_directories, *self._configured(LOADER_CONFIG)]
-        if (loader := self._file(self._wanted[0][0])) is not None:
-            usual.append(_directory_of(loader))  # which Debian's looks in without being told
+        usual = self._configured()
+        if (loader := self._file(self._wanted[0].name)) is not None:
+            usual.append(loader.directory)  # which Debian's looks in without being told
         usual += LIBRARY_DIRECTORIES
         known: set[str] = set()  # a library is found once, whoever else wants it, and from wherever
-        for name, first in self._wanted:  # which grows meanwhile
-            if name in known:
+        for wanted in self._wanted:  # which grows meanwhile
+            if wanted.name in known:
                 continue
             if len(self._others) >= FILES_MAX:
                 return
-            known.add(name)
-            file = self._file(name) if "/" in name else self._first_in([*first, *usual], name)
+            known.add(wanted.name)
+            places = (*wanted.before, *self._library_directories, *wanted.after, *usual)
+            file = self._file(wanted.name) if "/" in wanted.name else self._first_in(places, wanted.name)
             if file is not None and file.path not in self._others:
                 self._add(file)
-                self._note_needs(file, self._read(file))
-                if name == C_LIBRARY:
-                    self._add_reads_of_c_library(file)
-
-    def _add_reads_of_c_library(self, library: _File) -> None:
-        for path in (*C_LIBRARY_READS, posixpath.join(_directory_of(library), CONVERSIONS)):
-            self._add(self._file(path))
+                self._note_needs(file)
+                if wanted.name == C_LIBRARY:
+                    for path in (*C_LIBRARY_READS, posixpath.join(file.directory, CONVERSIONS)):
+                        self._add(self._file(path))
 
     def add_arguments(self, words: list[str]) -> None:
         """Add the arguments that are files, as a script's name is for its interpreter."""
         for word in words[:FILES_MAX]:
             self._add(self._file(posixpath.join(self._directory, word)))
 
-    def _note_needs(self, file: _File, data: bytes) -> None:
-        needs = elf_needs(data) if is_elf(data) else None
-        if needs is None:
-            return
-        origin = _directory_of(file)
-        first = tuple(
-            part.replace("$ORIGIN", origin).replace("${ORIGIN}", origin) for part in needs.directories
+    def _note_needs(self, file: _File) -> None:
+        needs = elf_needs(lambda offset, length: self._read(file, offset, length))
+        rpath, runpath = (
+            _directories(os.fsdecode(path), origin=file.directory) for path in (needs.rpath, needs.runpath)
         )
-        self._wanted += [(name, first) for name in (needs.interpreter, *needs.libraries) if name]
+        names = [os.fsdecode(name) for name in (needs.interpreter, *needs.libraries) if name]
+        del names[max(0, _WANTED_MAX - len(self._wanted)) :]
+        self._wanted += [_Wanted(name, () if runpath else rpath, runpath) for name in names]
 
     def _add(self, file: _File | None) -> None:
         if file is not None:
             self._others.setdefault(file.path, file)
 
-    def _configured(self, path: str) -> list[str]:
-        """The directories that ldconfig(8) is told of."""
-        found: list[str] = []
-        pending = [path]
+    def _configured(self) -> list[str]:
+        """The directories that ldconfig(8) is told of, in their order."""
+        found: dict[str, None] = {}
+        pending = deque([LOADER_CONFIG])
         for _ in range(_CONFIGS_MAX):
-            if not pending:
+            if not pending or len(found) >= DIRECTORIES_MAX:
                 break
-            file = self._file(pending.pop(0))
-            text = b"" if file is None else self._read(file)[:_CONFIG_BYTES_MAX]
+            path = pending.popleft()
+            file = self._file(path)
+            text = b"" if file is None else self._read(file, 0, _CONFIG_BYTES_MAX)
             for line in os.fsdecode(text).splitlines():
-                word, _, pattern = line.partition("#")[0].strip().partition(" ")
-                if word == "include":
-                    pending += self._matching(posixpath.join(posixpath.dirname(path), pattern.strip()))
+                word, *rest = line.partition("#")[0].split() or [""]
+                if word == "include" and len(pending) < _CONFIGS_MAX:
+                    for pattern in rest:
+                        pending += self._matching(posixpath.join(posixpath.dirname(path), pattern))
                 elif word.startswith("/"):
-                    found.append(word)
-        return found
+                    found[word] = None
+        return list(islice(found, DIRECTORIES_MAX))
 
     def _matching(self, pattern: str) -> list[str]:
-        """Files of one directory whose names fit."""
+        """Files of one directory whose names fit, in the order of their names."""
         directory, name = posixpath.split(pattern)
+        self._lookups_left -= 1
+        if self._lookups_left < 0:
+            return []
         try:
             steps = trail(self._filesystem, os.fsencode(directory))
-            nid = steps[-1][1] if steps else self._filesystem.root
-            names = [os.fsdecode(entry.name) for entry in self._filesystem.directory(nid)]
+            entries = self._filesystem.directory(steps[-1][1] if steps else self._filesystem.root)
+            names = (os.fsdecode(entry.name) for entry in islice(entries, LOOKUPS_MAX))
+            fitting = (found for found in names if fnmatchcase(found, name))
+            return [posixpath.join(directory, found) for found in islice(fitting, _CONFIGS_MAX)]
         except OSError:  # there is none
             return []
-        return [posixpath.join(directory, found) for found in names if fnmatchcase(found, name)]
 
     def _program(self, word: str) -> _File | None:
         if "/" in word:
             return self._file(posixpath.join(self._directory, word))
         return self._first_in(self._program_directories, word)
 
-    def _first_in(self, directories: list[str], name: str) -> _File | None:
-        places = (posixpath.join(directory, name) for directory in directories if directory.startswith("/"))
+    def _first_in(self, directories: Iterable[str], name: str) -> _File | None:
+        places = (posixpath.join(directory, name) for directory in dict.fromkeys(directories))
         return next((file for file in map(self._file, places) if file is not None), None)
 
     def _file(self, path: str) -> _File | None:
-        """The regular file that a path leads to; None when there is none."""
+        """The regular file that a path leads to; None when there is none, or after too many questions."""
+        self._lookups_left -= 1
+        if self._lookups_left < 0:
+            return None
         try:
             steps = trail(self._filesystem, os.fsencode(path))
         except OSError:
@@ -202,13 +241,13 @@ class _Search:
             return None
         return _File(b"/".join(name for name, _ in steps), steps[-1][1], inode.size)
 
-    def _read(self, file: _File) -> bytes:
-        return b"".join(self._filesystem.read(file.nid, 0, min(file.size, WHOLE_BYTES_MAX)))
+    def _read(self, file: _File, offset: int, length: int) -> bytes:
+        return b"".join(self._filesystem.read(file.nid, offset, max(0, min(length, file.size - offset))))
 
 
-def _directory_of(file: _File) -> str:
-    return "/" + os.fsdecode(posixpath.dirname(file.path))
-
-
-def _read_of(file: _File) -> int:
-    return file.size if file.size <= WHOLE_BYTES_MAX else HEAD_BYTES
+def _directories(text: str, *, origin: str | None = None) -> tuple[str, ...]:
+    """Of a list with colons the absolute ones; what depends on where somebody stands is nobody's guess."""
+    parts = text.split(":", DIRECTORIES_MAX)[:DIRECTORIES_MAX]
+    if origin is not None:
+        parts = [part.replace("$ORIGIN", origin).replace("${ORIGIN}", origin) for part in parts]
+    return tuple(part for part in parts if part.startswith("/"))

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,8 @@ _READY: Final = b"\0"
 _MESSAGE_BYTES_MAX: Final = (
     64 * 1024
 )  # what a pipe takes at once, so that the child never waits for its parent
+_LAST_THREAD_S: Final = 1.0
+_LOOK_AGAIN_S: Final = 0.001
 
 
 def inherited_descriptors() -> frozenset[int]:
@@ -55,7 +58,7 @@ def run_in_background(
     Raises ``MountError`` with what the server said when it fails before it is up. Call it while this
     process has one thread: others would not exist in the server, and what they hold would be held for ever.
     """
-    assert _thread_count() == 1, "the server has to be started before any thread"
+    assert _is_alone(), "the server has to be started while no other thread is there"
     sys.stdout.flush()
     sys.stderr.flush()
     reading, writing = os.pipe()
@@ -129,6 +132,16 @@ def _failure(code: int, message: bytes) -> MountError:
         return MountError(message.decode(errors="replace"))
     ended = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
     return MountError(f"the server ended before it was up, {ended}", hint="see the log, or try --foreground")
+
+
+def _is_alone() -> bool:
+    """Whether this process has one thread. One that was joined may be about to end for a moment yet."""
+    deadline = time.monotonic() + _LAST_THREAD_S
+    while _thread_count() > 1:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_LOOK_AGAIN_S)
+    return True
 
 
 def _thread_count() -> int:

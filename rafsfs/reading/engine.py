@@ -129,7 +129,7 @@ class ReadEngine:
         while length > 0:
             index = chunks.find(start)
             if self._last_asked != (blob, index):
-                self._asked(blob, index)
+                self._asked(blob, index, is_there=self.cache.holds((blob, index)))
             data = self.cache.get((blob, index))
             if data is None:
                 return None
@@ -146,22 +146,24 @@ class ReadEngine:
         """
         chunks = self.blobs[blob].chunks
         parts: list[memoryview] = []
+        late: list[ChunkIndex] = []
         if isinstance(self.blobs[blob].file, Distant):
-            self._fetch_together(blob, start, length)
+            late = self._fetch_together(blob, start, length)
         while length > 0:
             index = chunks.find(start)
             if self._last_asked != (blob, index):
-                self._asked(blob, index)
+                self._asked(blob, index, is_there=index not in late and self.cache.holds((blob, index)))
             part = _slice(self.chunk(blob, index), start - chunks.record(index).decoded_start, length)
             parts.append(part)
             start = DecodedOffset(start + len(part))
             length -= len(part)
         return parts
 
-    def _fetch_together(self, blob: BlobIndex, start: DecodedOffset, length: int) -> None:
+    def _fetch_together(self, blob: BlobIndex, start: DecodedOffset, length: int) -> list[ChunkIndex]:
         """Have a range in the cache by as few requests as possible, where each takes a round trip.
 
-        Raises StoreError; what is not to be believed meets the reader when he asks for it by itself.
+        Returns what was not there. Raises StoreError; what is not to be believed meets the reader when he
+        asks for it by itself.
         """
         chunks = self.blobs[blob].chunks
         indexes = []
@@ -171,8 +173,9 @@ class ReadEngine:
             indexes.append(index)
             position = DecodedOffset(chunks.record(index).decoded_end)
         missing = [index for index in indexes if not self.cache.holds((blob, index))]
+        late = missing.copy()
         if len(missing) < 2:
-            return
+            return late
         with self.demand:
             try:
                 for index, encoded in self._fetched(blob, missing):
@@ -181,15 +184,16 @@ class ReadEngine:
                 raise self._failed(error, blob, missing[0]) from None
             except RafsError as error:
                 log.debug("chunks are fetched one by one: %s", error)
+        return late
 
-    def _asked(self, blob: BlobIndex, index: ChunkIndex) -> None:
+    def _asked(self, blob: BlobIndex, index: ChunkIndex, *, is_there: bool) -> None:
         self._last_asked = (blob, index)
         if self._warmed and (blob, index) in self._warmed:
             self._warmed.discard((blob, index))
             self.cache.statistics.used_prefetched()
         if self._ahead is None or self._background is None:
             return
-        wanted = self._ahead.asked(blob, index, is_there=self.cache.holds((blob, index)))
+        wanted = self._ahead.asked(blob, index, is_there=is_there)
         if not wanted:
             return
         wanted = range(wanted.start, min(wanted.stop, len(self.blobs[blob].chunks)))

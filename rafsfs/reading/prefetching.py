@@ -115,7 +115,8 @@ class Prefetcher:
         ]
         # Names and the smallest files are in the metadata, and the list does not say on which pages.
         pages = [(number, range(_count(file))) for number, file in enumerate(self._files[:blobs_from])]
-        if self._total(pages) <= (PAGES_BYTES_MAX if runs else FEW_PAGES_BYTES):
+        pages_max = PAGES_BYTES_MAX if runs else 0 if everything else FEW_PAGES_BYTES
+        if self._total(pages) <= pages_max:
             ranges = pages + ranges
         if everything:
             ranges += [(number, range(_count(file))) for number, file in enumerate(self._files)]

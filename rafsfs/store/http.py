@@ -199,8 +199,9 @@ class Http:
             extensions={"timeout": timeouts},
         )
         is_secure = "https" in (target.scheme, urlsplit(proxy or "").scheme)
+        pool = self._connections.pool(proxy, is_secure=is_secure)
         with _told(url):
-            return self._connections.pool(proxy, is_secure=is_secure).handle_request(request)
+            return pool.handle_request(request)
 
 
 def _proxies_of_environment() -> dict[str, str]:

@@ -172,7 +172,10 @@ def _proxy(url: str) -> httpcore.Proxy:
 
 
 def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
-    context = ssl.create_default_context()
+    try:
+        context = ssl.create_default_context()
+    except OSError as error:  # of the file that SSLKEYLOGFILE names
+        raise StoreError("TLS cannot be set up", found=error.strerror or type(error).__name__) from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if ca_file is not None:
         try:

@@ -8,8 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from support.elf import elf_of
 from support.images import build, opened
 
 from rafsfs.build.elf import ElfNeeds, elf_needs
@@ -17,7 +16,9 @@ from rafsfs.build.program_files import (
     C_LIBRARY_READS,
     FILES_MAX,
     HEAD_BYTES,
+    LIST_BYTES_MAX,
     LOADER_CACHE,
+    LOOKUPS_MAX,
     WHOLE_BYTES_MAX,
     start_ranges,
 )
@@ -54,35 +55,6 @@ def put(tree, path, data=None):
     else:
         target.write_bytes(data)
         target.chmod(0o755)
-
-
-def elf_of(needs):
-    """The smallest 64-bit ELF file that wants these things (System V gABI, ch. 4 and 5)."""
-    strings = bytearray(b"\0")
-
-    def place(text):
-        strings.extend(text.encode() + b"\0")
-        return len(strings) - len(text.encode()) - 1
-
-    tags = [(1, place(name)) for name in needs.libraries]  # DT_NEEDED
-    if needs.directories:
-        tags.append((29, place(":".join(needs.directories))))  # DT_RUNPATH
-    interpreter = needs.interpreter.encode() + b"\0"
-    start = 64 + 3 * 56
-    dynamic = start + len(interpreter)
-    tags += [(5, dynamic + 16 * (len(tags) + 3)), (10, len(strings)), (0, 0)]  # DT_STRTAB, DT_STRSZ, DT_NULL
-    section = b"".join(struct.pack("<qQ", *tag) for tag in tags)
-    end = dynamic + len(section) + len(strings)
-    header = b"\x7fELF" + bytes([2, 1, 1]) + bytes(9)
-    header += struct.pack("<HHIQQQIHHHHHH", 3, 62, 1, 0, 64, 0, 0, 64, 56, 3, 64, 0, 0)
-    programs = [
-        (1, 0, end),
-        (2, dynamic, len(section)),
-        (3 if needs.interpreter else 0, start, len(interpreter)),
-    ]
-    for kind, offset, size in programs:  # PT_LOAD, PT_DYNAMIC, PT_INTERP
-        header += struct.pack("<IIQQQQQQ", kind, 4, offset, offset, offset, size, size, 1)
-    return header + interpreter + section + bytes(strings)
 
 
 @pytest.fixture
@@ -146,8 +118,8 @@ def test_scripts_lead_to_what_runs_them(tree, tmp_path):
 
 def test_libraries_beside_the_program_are_found_by_its_own_word(tree, tmp_path):
     put(tree, "/opt/app/bin/tool", LS)
-    needs = elf_needs(LS)
-    name = next(name for name in needs.libraries if name != "libc.so.6")
+    needs = elf_needs(lambda offset, length: LS[offset : offset + length])
+    name = next(os.fsdecode(name) for name in needs.libraries if name != b"libc.so.6")
     put(tree, f"/opt/app/lib/{name}", b"ours")
     put(tree, f"/usr/lib/{name}", b"theirs")
     _, paths = ranges_of(
@@ -200,28 +172,85 @@ def test_configurations_that_include_each_other_come_to_an_end(tree, tmp_path):
     assert "/usr/lib/here/libc.so.6" in ranges_of(tree, tmp_path, Cmd=["ls"])[1]
 
 
-def test_long_files_are_not_listed_whole(tree, tmp_path):
-    path = tree / "usr/bin/ls"
-    put(tree, "/usr/bin/ls", LS)
-    with path.open("r+b") as file:
+def test_long_files_are_not_listed_whole_but_their_libraries_are(tree, tmp_path):
+    loaded = put_loaded(tree, "/usr/bin/ls")
+    with (tree / "usr/bin/ls").open("r+b") as file:
         file.truncate(WHOLE_BYTES_MAX + 1)
-    found, _ = ranges_of(tree, tmp_path, Cmd=["ls", "usr/bin/ls"])
-    assert max(length for _, _, length in found) == HEAD_BYTES
+        file.seek(0x28)
+        file.write(struct.pack("<Q", WHOLE_BYTES_MAX - 64))  # e_shoff: the sections' headers, far away
+    found, paths = ranges_of(tree, tmp_path, Cmd=["ls"])
+    assert set(paths) == loaded
+    assert [length for path, _, length in found if path == b"usr/bin/ls"] == [HEAD_BYTES]
+
+
+def test_a_list_has_an_end(tree, tmp_path):
+    for number in range(LIST_BYTES_MAX // WHOLE_BYTES_MAX + 3):
+        put(tree, f"/data/{number}", b"")
+        os.truncate(tree / f"data/{number}", WHOLE_BYTES_MAX)
+    put(tree, "/usr/bin/ls", LS)
+    found, _ = ranges_of(tree, tmp_path, Cmd=["ls", *(f"/data/{number}" for number in range(7))])
+    assert sum(length for _, _, length in found) <= LIST_BYTES_MAX
+
+
+def test_rpath_comes_first_and_runpath_after_the_environment(tree, tmp_path):
+    for number, needs in enumerate(
+        [ElfNeeds(b"", (b"x",), b"/first"), ElfNeeds(b"", (b"x",), b"/first", b"/last")]
+    ):
+        put(tree, f"/usr/bin/tool{number}", elf_of(needs))
+    for folder in ("first", "middle", "last"):
+        put(tree, f"/{folder}/x", folder.encode())
+    environment = {"Env": ["LD_LIBRARY_PATH=/middle"]}
+    assert ranges_of(tree, tmp_path, Cmd=["tool0"], **environment)[1][1:] == ["/first/x"]
+    assert ranges_of(tree, tmp_path, Cmd=["tool1"], **environment)[1][1:] == ["/middle/x"]
+    assert ranges_of(tree, tmp_path, Cmd=["tool1"])[1][1:] == ["/last/x"]
+
+
+def test_env_may_be_a_link_to_something_else(tree, tmp_path):
+    put(tree, "/usr/bin/busybox", LS)
+    (tree / "usr/bin/env").symlink_to("busybox")
+    put(tree, "/usr/bin/node", LS)
+    put(tree, "/app", b"#!/usr/bin/env node\n")
+    assert ranges_of(tree, tmp_path, Cmd=["/app"])[1][:3] == ["/app", "/usr/bin/busybox", "/usr/bin/node"]
+
+
+def test_searches_have_an_end(tree, tmp_path):
+    """Names that are nowhere, in many directories; configurations that name many, and include many."""
+    names = tuple(b"gone%d" % number for number in range(4000))
+    put(
+        tree,
+        "/usr/bin/tool",
+        elf_of(ElfNeeds(b"", names, b"", b":".join(b"/d%d" % number for number in range(400)))),
+    )
+    put(tree, "/etc/ld.so.conf", b"include /etc/many/*\n" * 3000)
+    for number in range(300):
+        put(tree, f"/etc/many/{number}", b"".join(b"/e%d/%d\n" % (number, line) for line in range(50)))
+    asked = []
+    with opened(build(tree, tmp_path / "image")) as image:
+        lookup = image.filesystem.lookup
+
+        def counted(parent, name):
+            asked.append(name)
+            return lookup(parent, name)
+
+        image.filesystem.lookup = counted
+        config = parse_image_config(json.dumps({"config": {"Cmd": ["tool"]}}).encode())
+        assert start_ranges(image.filesystem, config)
+    assert len(asked) <= 4 * LOOKUPS_MAX
 
 
 def test_not_more_libraries_than_are_worth_it(tree, tmp_path):
     names = [f"lib{number}.so" for number in range(FILES_MAX + 50)]
-    put(tree, "/usr/bin/many", elf_of(ElfNeeds("", tuple(names))))
+    put(tree, "/usr/bin/many", elf_of(ElfNeeds(b"", tuple(map(os.fsencode, names)))))
     for name in names:
         put(tree, f"/usr/lib/{name}", name.encode())
     assert len(ranges_of(tree, tmp_path, Cmd=["many"])[1]) == FILES_MAX + 1
 
 
 def test_what_libraries_need_comes_after_what_the_program_needs(tree, tmp_path):
-    put(tree, "/usr/bin/tool", elf_of(ElfNeeds("/lib/loader", ("a", "b"), ("$ORIGIN/../own",))))
+    put(tree, "/usr/bin/tool", elf_of(ElfNeeds(b"/lib/loader", (b"a", b"b"), b"/gone:$ORIGIN/../own")))
     put(tree, "/usr/lib/loader", b"it is no ELF, but it is what the program says")
-    put(tree, "/usr/own/a", elf_of(ElfNeeds("", ("c", "a", "/usr/own/e"), ("${ORIGIN}/deep",))))
-    put(tree, "/usr/lib/b", elf_of(ElfNeeds("", ("d", "gone"))))
+    put(tree, "/usr/own/a", elf_of(ElfNeeds(b"", (b"c", b"a", b"/usr/own/e"), b"", b"${ORIGIN}/deep")))
+    put(tree, "/usr/lib/b", elf_of(ElfNeeds(b"", (b"d", b"gone"))))
     for name in ("own/deep/c", "lib/c", "lib/d", "lib/a", "own/e"):
         put(tree, f"/usr/{name}", name.encode())
     loader = "/usr/lib/loader" if (tree / "lib").is_symlink() else "/lib/loader"
@@ -248,24 +277,3 @@ def test_a_built_image_with_a_config_has_the_list(tree, tmp_path):
         assert listed
     with opened(build(tree, tmp_path / "image", "other")) as image:
         assert image.prefetch_runs() == []
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, len(LS) - 1), st.integers(0, 255)), max_size=6),
-    st.integers(0, len(LS)),
-)
-@example([(32, 0xFF), (39, 0xFF)], len(LS))  # a program header table where no file ends
-def test_no_file_makes_the_parser_fail(changes, length):
-    data = bytearray(LS)
-    for place, value in changes:
-        data[place] = value
-    needs = elf_needs(bytes(data[:length]))
-    assert isinstance(needs, ElfNeeds)
-
-
-_NAMES = st.text(st.characters(codec="ascii", exclude_characters="\0:"), min_size=1, max_size=30)
-
-
-@given(st.builds(ElfNeeds, st.just("") | _NAMES, st.lists(_NAMES).map(tuple), st.lists(_NAMES).map(tuple)))
-def test_what_a_file_wants_is_read(needs):
-    assert elf_needs(elf_of(needs)) == needs

@@ -71,6 +71,20 @@ print(os.getpid() in checked)
     wait_for_end(int(pid))
 
 
+def test_a_thread_that_was_joined_is_no_thread_any_more():
+    code, output, errors = run(
+        """
+for _ in range(100):
+    thread = threading.Thread(target=int)
+    thread.start()
+    thread.join()  # which comes back before the kernel has forgotten it
+    run_in_background(lambda ready: ready(), lambda: None)
+print("all")
+"""
+    )
+    assert (code, output, errors) == (0, "all\n", "")
+
+
 def test_the_server_keeps_nothing_of_its_caller_s(fifo, tmp_path):
     pipe_reading, pipe_writing = os.pipe()
     code, output, errors = run(
@@ -230,4 +244,4 @@ except AssertionError as error:
 blocker.set()
 """
     )
-    assert (code, output, errors) == (0, "the server has to be started before any thread\n", "")
+    assert (code, output, errors) == (0, "the server has to be started while no other thread is there\n", "")

@@ -291,6 +291,31 @@ def test_neighbours_are_read_ahead_with_one_call_to_the_store():
     assert file.reads == before
 
 
+class DistantFile(MemoryFile):
+    """A far file of which all has been fetched already."""
+
+    def at_hand(self, offset, length):
+        return bytes(self.data[offset : offset + length])
+
+
+def test_far_readers_are_late_for_what_was_fetched_and_not_decoded():
+    """Who reads several chunks at a time has them decoded for him, farther and farther ahead."""
+    count, together = 256, 4
+    _, blob, _ = blob_of([bytes([number]) * BLOCK for number in range(count)])
+    file = DistantFile(blob.file.data)
+    engine = ReadEngine([Blob(file, blob.chunks)], SUITE, PageCache(64 << 20))
+    engine.read_ahead(1, lambda: None)
+    decoded_by_reader = 0
+    for first in range(0, count, together):
+        record = engine.blobs[0].chunks.record(first)
+        decoded_by_reader += sum(not engine.cache.holds((0, first + step)) for step in range(together))
+        engine.read(0, record.decoded_start, together * BLOCK)
+        marker = threading.Event()
+        engine._background.submit(marker.set)
+        assert marker.wait(PATIENCE_S)  # a reader who takes his time
+    assert decoded_by_reader <= 4 * together
+
+
 def test_damage_that_is_read_ahead_costs_nobody_else_anything():
     engine, file, space = engine_of()
     record = engine.blobs[0].chunks.record(3)

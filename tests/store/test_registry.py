@@ -280,7 +280,7 @@ def certificate(tmp_path_factory):
     return folder
 
 
-def test_own_authority_is_trusted_only_when_named(tmp_path, certificate, image, expected):
+def test_own_authority_is_trusted_only_when_named(tmp_path, certificate, image, expected, monkeypatch):
     tls = {"certificate": str(certificate / "crt"), "key": str(certificate / "key")}
     with registry(tmp_path / "registry", tls=tls) as server:
         server.push(image, "t/a", "v1")
@@ -291,8 +291,12 @@ def test_own_authority_is_trusted_only_when_named(tmp_path, certificate, image, 
         other.write_bytes(b"-----BEGIN CERTIFICATE-----\n")
         with pytest.raises(StoreError, match=r"certificates of authorities cannot be read"):
             find_stored(reference, StoreSettings(ca_file=other))
-        with pytest.raises(StoreError, match=r"certificate is not trusted.*--ca-file"):
-            find_stored(reference, StoreSettings(ca_file=certificate / "other"))
+        for authorities in (certificate / "other", None):
+            with pytest.raises(StoreError, match=r"certificate is not trusted.*--ca-file"):
+                find_stored(reference, StoreSettings(ca_file=authorities))
+        monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "gone" / "keys"))
+        with pytest.raises(StoreError, match=r"TLS cannot be set up.*No such file"):
+            find_stored(reference, StoreSettings())
 
 
 def test_mirror_is_asked_first_and_left_alone_when_it_fails(server, expected):
