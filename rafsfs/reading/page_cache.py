@@ -4,7 +4,8 @@ Eviction is 2Q (Johnson and Shasha, VLDB 1994): what was read once lives in a fi
 only what is asked for again after it left that queue enters the main, least-recently-used one. Several reads
 of one chunk in a row, as a scan makes them, count as one; so a scan of any length passes through the queue
 and flushes nothing. The queue is short even where the budget has room: what was read once is in the cache of
-the kernel above us, and memory that was used before is faster than memory that was not (doc/adr/0013).
+the kernel above us, and memory that was used before is faster than memory that was not (doc/adr/0013). It
+becomes longer when that was wrong: when what has left it is asked for again, as by readers who share a tree.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ Key = tuple[int, int]
 METADATA = -1
 
 RECENT_BYTES_MAX = 32 * MIB
-"""What the queue holds at most: eight streams of read-ahead."""
+"""What the queue holds at most, to begin with: eight streams of read-ahead."""
+
+_RECENT_GROWTH = 4  # times what was asked for again: 32 chunks that were decoded twice make it twice as long
+_RECENT_MOST = 2  # at the longest, half of the budget
 
 _RECENT_SHARE = 4  # the queue gives up its entries first once it holds a quarter of the budget (2Q's Kin)
 _GHOST_SHARE = 2  # keys are remembered for half a budget's worth of what left the queue (2Q's Kout)
@@ -116,7 +120,10 @@ class PageCache:
 
     def _insert(self, key: Key, data: VerifiedBytes) -> None:
         if key in self._ghosts:
-            self._ghost_bytes -= self._ghosts.pop(key)
+            cost = self._ghosts.pop(key)
+            self._ghost_bytes -= cost
+            longer = min(self._recent_bytes_max + _RECENT_GROWTH * cost, self.budget_bytes // _RECENT_MOST)
+            self._recent_bytes_max = max(self._recent_bytes_max, longer)
             self._main.add(key, data)
         else:
             self._recent.add(key, data)

@@ -142,6 +142,36 @@ def test_what_is_asked_for_again_fills_the_budget():
     assert held(cache, range(15)) == 15
 
 
+def decoded_by(cache, readers, count, size):
+    """How many chunks readers of one stream of ``count`` put in, each so many chunks behind the first."""
+    decoded = 0
+    for step in range(count + max(readers)):
+        for behind in readers:
+            number = step - behind
+            if 0 <= number < count and cache.get((0, number)) is None:
+                cache.put((0, number), bytes(size))
+                decoded += 1
+    return decoded
+
+
+def test_readers_who_lag_behind_have_nothing_decoded_for_each_of_them():
+    size = RECENT_BYTES_MAX // 32
+    count = 1000
+    cache = PageCache(8 * RECENT_BYTES_MAX)
+    assert decoded_by(cache, [0, 48], count, size) < count + 100  # half a queue farther than it reaches
+    assert decoded_by(PageCache(8 * RECENT_BYTES_MAX), [0, 16], count, size) == count
+
+
+@pytest.mark.parametrize("behind", [200, 10_000])
+def test_the_queue_never_takes_more_than_half_of_the_budget(behind):
+    size = RECENT_BYTES_MAX // 32
+    cache = PageCache(4 * RECENT_BYTES_MAX)
+    warm(cache, range(-40, 0))
+    decoded_by(cache, [0, behind], 1000, size)
+    assert cache.used_bytes <= cache.budget_bytes
+    assert cache._recent.cost <= cache.budget_bytes // 2
+
+
 def test_chunk_larger_than_the_queue_is_kept_while_it_is_read():
     cache = PageCache(4 * RECENT_BYTES_MAX)
     cache.put((0, 1), bytes(2 * RECENT_BYTES_MAX))
