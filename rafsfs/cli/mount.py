@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from rafsfs.cli.options import ImageAccess, file_name, image_options, optional_size_callback
+from rafsfs.cli.options import ImageAccess, file_name, image_options, optional_size_callback, owner_options
 from rafsfs.cli.signals import interrupts_kill
 from rafsfs.errors import MountError
 from rafsfs.frontends import allocator, daemon, logs, mountpoint, priority
@@ -36,7 +36,6 @@ PREFETCH_DEFAULT: Final = Prefetch.LIST.value
 NO_LOG: Final = (
     "rafsfs: warning: there is no syslog here, so nobody will hear of damage; give --log-file FILE"
 )
-OWNER_MAX: Final = 2**32 - 2  # (uid_t)-1 means 'nobody in particular': chown(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,12 +209,7 @@ def _load(frontend: str, image: Image) -> Serve:
 @click.option(
     "--allow-other", is_flag=True, help="Let other users in, as the modes and ACLs of the files say."
 )
-@click.option(
-    "--uid", type=click.IntRange(0, OWNER_MAX), metavar="N", help="Show all files as owned by this user."
-)
-@click.option(
-    "--gid", type=click.IntRange(0, OWNER_MAX), metavar="N", help="Show all files as of this group."
-)
+@owner_options
 @click.option(
     "--frontend",
     type=click.Choice(FRONTENDS),

@@ -19,7 +19,6 @@ from rafsfs.cli.mount import (
     FRONTENDS,
     LOG_LEVEL_DEFAULT,
     LOG_LEVELS,
-    OWNER_MAX,
     PREFETCH_DEFAULT,
     PREFETCHES,
     MountRequest,
@@ -27,7 +26,7 @@ from rafsfs.cli.mount import (
     mount_image,
     warn_of_no_log,
 )
-from rafsfs.cli.options import ImageAccess, node_cache_folder, parse_size
+from rafsfs.cli.options import OWNER_MAX, ImageAccess, node_cache_folder, parse_size
 from rafsfs.errors import MountError
 from rafsfs.limits import CACHE_BYTES_DEFAULT, NODE_CACHE_BYTES_DEFAULT, STORE_DEADLINE_S
 from rafsfs.store.settings import StoreSettings

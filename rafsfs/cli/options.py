@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+OWNER_MAX: Final = 2**32 - 2  # (uid_t)-1 means 'nobody in particular': chown(2)
+
 _UNITS: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 _SIZE: Final = re.compile(r"([0-9]{1,15})([KMGT]?)(?:I?B)?", re.IGNORECASE | re.ASCII)
 
@@ -197,6 +199,17 @@ _STORE_OPTIONS: Final[Sequence[Callable[[Callable[..., Any]], Callable[..., Any]
         help="Give a read from a registry up after so long, all attempts included.",
     ),
 )  # fmt: skip
+
+
+def owner_options(function: Callable[..., R]) -> Callable[..., R]:
+    """Add ``--uid`` and ``--gid``, of whom all files are to be."""
+    user = click.option(
+        "--uid", type=click.IntRange(0, OWNER_MAX), metavar="N", help="Show all files as owned by this user."
+    )
+    group = click.option(
+        "--gid", type=click.IntRange(0, OWNER_MAX), metavar="N", help="Show all files as of this group."
+    )
+    return user(group(function))
 
 
 def node_cache_folder(text: str | None) -> Path | None:

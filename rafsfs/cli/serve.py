@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from rafsfs.cli.mount import LOG_LEVEL_DEFAULT, LOG_LEVELS, OWNER_MAX
-from rafsfs.cli.options import ImageAccess, file_name, image_options
+from rafsfs.cli.mount import LOG_LEVEL_DEFAULT, LOG_LEVELS
+from rafsfs.cli.options import ImageAccess, file_name, image_options, owner_options
 from rafsfs.errors import MountError
 from rafsfs.frontends import allocator, logs, priority
 from rafsfs.store.reference import ArchiveReference, Reference, absolute, parse_reference
@@ -241,12 +241,7 @@ def _start_logging(request: ServeRequest) -> None:
     help="Files that the server may have open; each region of a guest's memory is one. "
     "Default: the hard limit.",
 )
-@click.option(
-    "--uid", type=click.IntRange(0, OWNER_MAX), metavar="N", help="Show all files as owned by this user."
-)
-@click.option(
-    "--gid", type=click.IntRange(0, OWNER_MAX), metavar="N", help="Show all files as of this group."
-)
+@owner_options
 @click.option(
     "--sandbox",
     type=click.Choice(WALLS),
