@@ -22,6 +22,7 @@ NAME_BYTES_MAX: Final = 4095  # PATH_MAX, less its NUL
 _PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
 _DT_NULL, _DT_NEEDED, _DT_STRTAB, _DT_RPATH, _DT_RUNPATH = 0, 1, 5, 15, 29
 _IDENT_BYTES: Final = 16
+_MACHINE: Final = slice(18, 20)  # e_machine
 _ORDERS: Final = {1: "<", 2: ">"}
 
 
@@ -42,13 +43,15 @@ _CLASSES: Final = {
 
 class ElfNeeds(NamedTuple):
     """``interpreter``: the path of the loader, empty without one; ``libraries``: names or paths of shared
-    libraries; ``rpath`` and ``runpath``: where to look for them, with ``$ORIGIN`` in them.
+    libraries; ``rpath`` and ``runpath``: where to look for them, with ``$ORIGIN`` in them; ``machine``: word
+    size, byte order and processor, which are those of its libraries, too, empty where it is no ELF file.
     """
 
     interpreter: bytes = b""
     libraries: tuple[bytes, ...] = ()
     rpath: bytes = b""
     runpath: bytes = b""
+    machine: bytes = b""
 
 
 class _Segment(NamedTuple):
@@ -56,6 +59,12 @@ class _Segment(NamedTuple):
     offset: int
     address: int
     size: int
+
+
+def machine_of(read: Read) -> bytes:
+    """``ElfNeeds.machine`` of a file."""
+    head = read(0, _MACHINE.stop)
+    return head[4:6] + head[_MACHINE] if head.startswith(MAGIC) else b""
 
 
 def elf_needs(read: Read) -> ElfNeeds:
@@ -83,7 +92,7 @@ def _needs(read: Read, order: str, layout: _Class) -> ElfNeeds:
     ]
     interpreter = _first(segments, _PT_INTERP)
     dynamic = _first(segments, _PT_DYNAMIC)
-    found = ElfNeeds()
+    found = ElfNeeds(machine=machine_of(read))
     if interpreter is not None:
         name = read(interpreter.offset, min(interpreter.size, NAME_BYTES_MAX + 1))
         found = found._replace(interpreter=name.partition(b"\0")[0])

@@ -52,7 +52,7 @@ from rafsfs.trust.signature import sign
 from rafsfs.trust.wrapping import wrap
 from rafsfs.types import PageNumber
 
-_CACHE_BYTES = 8 << 20  # while the files of a start are looked for: each chunk is wanted once
+_CACHE_BYTES = 64 << 20  # while the files of a start are looked for: a few of the largest chunks
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,16 +7,17 @@ read: a trace of a real start knows better (``rafsfs optimize``).
 
 from __future__ import annotations
 
-import os
 import posixpath
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from itertools import islice
 from typing import Final
 
-from rafsfs.build.elf import elf_needs
+from rafsfs.build.elf import elf_needs, machine_of
 from rafsfs.format.image_config import PATH_DEFAULT, ImageConfig
 from rafsfs.format.trace import TracedRange
 from rafsfs.fs.filesystem import FileSystem
@@ -30,8 +31,10 @@ LIST_BYTES_MAX: Final = 64 * MIB  # of all; mounts fetch and decode the list una
 
 # Bounds on what a hostile image has us look for; real programs come near none of them.
 FILES_MAX: Final = 256
-LOOKUPS_MAX: Final = 20_000  # of paths; half a second
+WORK_MAX: Final = 200_000  # names looked up or listed, and some 10 us of decoding each; two seconds
 DIRECTORIES_MAX: Final = 64  # of one list of them
+_PATH_BYTES_MAX: Final = 4095  # PATH_MAX, less its NUL
+_DECODED_BYTES: Final = 8192  # are as much work as a name
 _WANTED_MAX: Final = 4 * FILES_MAX
 _SCRIPTS_MAX: Final = 4  # that are run by each other, as in Linux (BINPRM_MAX_RECURSION)
 _SCRIPT_LINE_BYTES: Final = 256  # BINPRM_BUF_SIZE
@@ -45,7 +48,7 @@ C_LIBRARY_READS: Final = ("/usr/lib/locale/C.utf8/LC_CTYPE", "/etc/localtime")
 """What glibc reads for setlocale(3) and tzset(3) as programs begin; C.UTF-8 is what images choose."""
 CONVERSIONS: Final = "gconv/gconv-modules.cache"
 """For iconv(3), and all who ask for the names of characters; beside the C library."""
-LIBRARY_DIRECTORIES: Final = ("/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib")
+LIBRARY_DIRECTORIES: Final = ("/lib64", "/usr/lib64", "/lib", "/usr/local/lib", "/usr/lib")
 """Where the loaders of glibc and musl look when nothing else is said."""
 
 
@@ -56,10 +59,11 @@ class _File:
     path: bytes
     nid: Nid
     size: int
+    may_run: bool
 
     @property
     def directory(self) -> str:
-        return "/" + os.fsdecode(posixpath.dirname(self.path))
+        return "/" + _text(posixpath.dirname(self.path))
 
     @property
     def wanted_bytes(self) -> int:
@@ -71,11 +75,19 @@ class _File:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """A library, and where to look for it before and after ``LD_LIBRARY_PATH`` (ld.so(8))."""
+    """A library for programs of ``machine``, and where to look for it before and after ``LD_LIBRARY_PATH``
+    (ld.so(8)); what it needs itself is looked for in ``inherited``, too.
+    """
 
     name: str
+    machine: bytes
     before: tuple[str, ...]
     after: tuple[str, ...]
+    inherited: tuple[str, ...]
+
+
+class _EnoughError(Exception):
+    """The search has done as much as it may."""
 
 
 def start_ranges(filesystem: FileSystem, config: ImageConfig) -> list[TracedRange]:
@@ -87,9 +99,10 @@ def start_ranges(filesystem: FileSystem, config: ImageConfig) -> list[TracedRang
     if not words:
         return []
     search = _Search(filesystem, config)
-    search.add_program(words[0])
-    search.add_libraries()
-    search.add_arguments(words[1:])
+    with suppress(_EnoughError):  # what was found until then is as good a guess
+        search.add_program(words)
+        search.add_libraries()
+        search.add_arguments(words[1:])
     left = LIST_BYTES_MAX
     found = []
     for item in search.ranges():
@@ -112,7 +125,7 @@ class _Search:
         self._programs: dict[bytes, _File] = {}
         self._others: dict[bytes, _File] = {}
         self._wanted: list[_Wanted] = []
-        self._lookups_left = LOOKUPS_MAX
+        self._work_left = WORK_MAX
 
     def ranges(self) -> Iterator[TracedRange]:
         """The heads of the programs, everything else, the rest of the programs."""
@@ -124,22 +137,25 @@ class _Search:
             if program.wanted_bytes > HEAD_BYTES:
                 yield program.range(HEAD_BYTES, program.wanted_bytes)
 
-    def add_program(self, word: str) -> None:
+    def add_program(self, words: list[str]) -> None:
         """Add what a command is run from, and note which libraries it needs."""
-        words = [word]
         for _ in range(_SCRIPTS_MAX + 1):
             file = self._program(words[0])
-            if file is None or file.path in self._programs:
+            is_env = posixpath.basename(words[0]) == "env"
+            if file is None or (file.path in self._programs and not is_env):
                 return
             self._programs[file.path] = file
             line = self._read(file, 0, _SCRIPT_LINE_BYTES)
             if line.startswith(b"#!"):
-                words = [os.fsdecode(part) for part in line[2:].partition(b"\n")[0].split()] or [""]
+                words = [_text(part) for part in line[2:].partition(b"\n")[0].split()] or [""]
                 continue
-            self._note_needs(file)
-            if posixpath.basename(words[0]) != "env" or len(words) < 2:
+            self._note_needs(file, ())
+            if not is_env:
                 return
-            words = words[1:]  # env(1) runs what follows it
+            rest = (word for word in words[1:] if not word.startswith("-") and "=" not in word)
+            words = list(islice(rest, 1))  # which is what env(1) runs
+            if not words:
+                return
 
     def add_libraries(self) -> None:
         """Add what is needed, and what that needs, in the order in which the loader opens them."""
@@ -157,11 +173,10 @@ class _Search:
             if len(self._others) >= FILES_MAX:
                 return
             known.add(wanted.name)
-            places = (*wanted.before, *self._library_directories, *wanted.after, *usual)
-            file = self._file(wanted.name) if "/" in wanted.name else self._first_in(places, wanted.name)
+            file = self._library(wanted, usual)
             if file is not None and file.path not in self._others:
                 self._add(file)
-                self._note_needs(file)
+                self._note_needs(file, wanted.inherited)
                 if wanted.name == C_LIBRARY:
                     for path in (*C_LIBRARY_READS, posixpath.join(file.directory, CONVERSIONS)):
                         self._add(self._file(path))
@@ -171,14 +186,29 @@ class _Search:
         for word in words[:FILES_MAX]:
             self._add(self._file(posixpath.join(self._directory, word)))
 
-    def _note_needs(self, file: _File) -> None:
+    def _note_needs(self, file: _File, inherited: tuple[str, ...]) -> None:
         needs = elf_needs(lambda offset, length: self._read(file, offset, length))
         rpath, runpath = (
-            _directories(os.fsdecode(path), origin=file.directory) for path in (needs.rpath, needs.runpath)
+            _directories(_text(path), origin=file.directory) for path in (needs.rpath, needs.runpath)
         )
-        names = [os.fsdecode(name) for name in (needs.interpreter, *needs.libraries) if name]
+        own = () if runpath else rpath  # whoever has both means the second
+        below = (*own, *inherited)[:DIRECTORIES_MAX]
+        before = () if runpath else below
+        names = [_text(name) for name in (needs.interpreter, *needs.libraries) if name]
         del names[max(0, _WANTED_MAX - len(self._wanted)) :]
-        self._wanted += [_Wanted(name, () if runpath else rpath, runpath) for name in names]
+        self._wanted += [_Wanted(name, needs.machine, before, runpath, below) for name in names]
+
+    def _library(self, wanted: _Wanted, usual: list[str]) -> _File | None:
+        """The first of its name that is for the same processor; the loader passes over others, too."""
+        if "/" in wanted.name:
+            return self._file(wanted.name)
+        for file in self._each_in(
+            (*wanted.before, *self._library_directories, *wanted.after, *usual), wanted.name
+        ):
+            machine = machine_of(partial(self._read, file))
+            if not machine or machine == wanted.machine:
+                return file
+        return None
 
     def _add(self, file: _File | None) -> None:
         if file is not None:
@@ -194,10 +224,10 @@ class _Search:
             path = pending.popleft()
             file = self._file(path)
             text = b"" if file is None else self._read(file, 0, _CONFIG_BYTES_MAX)
-            for line in os.fsdecode(text).splitlines():
+            for line in _text(text).splitlines():
                 word, *rest = line.partition("#")[0].split() or [""]
-                if word == "include" and len(pending) < _CONFIGS_MAX:
-                    for pattern in rest:
+                if word == "include":
+                    for pattern in rest[: max(0, _CONFIGS_MAX - len(pending))]:
                         pending += self._matching(posixpath.join(posixpath.dirname(path), pattern))
                 elif word.startswith("/"):
                     found[word] = None
@@ -206,48 +236,74 @@ class _Search:
     def _matching(self, pattern: str) -> list[str]:
         """Files of one directory whose names fit, in the order of their names."""
         directory, name = posixpath.split(pattern)
-        self._lookups_left -= 1
-        if self._lookups_left < 0:
-            return []
+        found: list[str] = []
         try:
-            steps = trail(self._filesystem, os.fsencode(directory))
-            entries = self._filesystem.directory(steps[-1][1] if steps else self._filesystem.root)
-            names = (os.fsdecode(entry.name) for entry in islice(entries, LOOKUPS_MAX))
-            fitting = (found for found in names if fnmatchcase(found, name))
-            return [posixpath.join(directory, found) for found in islice(fitting, _CONFIGS_MAX)]
+            steps = trail(self._filesystem, _bytes(directory), spend=self._spend)
+            for entry in self._filesystem.directory(steps[-1][1] if steps else self._filesystem.root):
+                self._spend(1)
+                if fnmatchcase(_text(entry.name), name):
+                    found.append(posixpath.join(directory, _text(entry.name)))
         except OSError:  # there is none
             return []
+        return found[:_CONFIGS_MAX]
 
     def _program(self, word: str) -> _File | None:
         if "/" in word:
             return self._file(posixpath.join(self._directory, word))
-        return self._first_in(self._program_directories, word)
+        return next((file for file in self._each_in(self._program_directories, word) if file.may_run), None)
 
-    def _first_in(self, directories: Iterable[str], name: str) -> _File | None:
-        places = (posixpath.join(directory, name) for directory in dict.fromkeys(directories))
-        return next((file for file in map(self._file, places) if file is not None), None)
+    def _each_in(self, directories: Iterable[str], name: str) -> Iterator[_File]:
+        for directory in dict.fromkeys(directories):
+            file = self._file(posixpath.join(directory, name))
+            if file is not None:
+                yield file
 
     def _file(self, path: str) -> _File | None:
-        """The regular file that a path leads to; None when there is none, or after too many questions."""
-        self._lookups_left -= 1
-        if self._lookups_left < 0:
+        """The regular file that a path leads to; None when there is none."""
+        encoded = _bytes(path)
+        self._spend(1)
+        if len(encoded) > _PATH_BYTES_MAX:
             return None
         try:
-            steps = trail(self._filesystem, os.fsencode(path))
+            steps = trail(self._filesystem, encoded, spend=self._spend)
         except OSError:
             return None
         inode = self._filesystem.tree.inode(steps[-1][1] if steps else self._filesystem.root)
         if not inode.is_regular:
             return None
-        return _File(b"/".join(name for name, _ in steps), steps[-1][1], inode.size)
+        may_run = bool(inode.mode & 0o111)
+        return _File(b"/".join(name for name, _ in steps), steps[-1][1], inode.size, may_run)
 
     def _read(self, file: _File, offset: int, length: int) -> bytes:
-        return b"".join(self._filesystem.read(file.nid, offset, max(0, min(length, file.size - offset))))
+        statistics = self._filesystem.engine.cache.statistics
+        before = statistics.counts().chunk_bytes
+        data = b"".join(self._filesystem.read(file.nid, offset, max(0, min(length, file.size - offset))))
+        self._spend(1 + (statistics.counts().chunk_bytes - before) // _DECODED_BYTES)
+        return data
+
+    def _spend(self, work: int) -> None:
+        self._work_left -= work
+        if self._work_left < 0:
+            raise _EnoughError
 
 
 def _directories(text: str, *, origin: str | None = None) -> tuple[str, ...]:
     """Of a list with colons the absolute ones; what depends on where somebody stands is nobody's guess."""
     parts = text.split(":", DIRECTORIES_MAX)[:DIRECTORIES_MAX]
-    if origin is not None:
-        parts = [part.replace("$ORIGIN", origin).replace("${ORIGIN}", origin) for part in parts]
+    if origin is not None and len(origin) <= _PATH_BYTES_MAX:
+        parts = [_with_origin(part, origin) for part in parts]
     return tuple(part for part in parts if part.startswith("/"))
+
+
+def _with_origin(part: str, origin: str) -> str:
+    for word in ("$ORIGIN", "${ORIGIN}"):
+        part = part.replace(word, origin, 1)
+    return part
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

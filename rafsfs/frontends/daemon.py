@@ -58,7 +58,8 @@ def run_in_background(
     Raises ``MountError`` with what the server said when it fails before it is up. Call it while this
     process has one thread: others would not exist in the server, and what they hold would be held for ever.
     """
-    assert _is_alone(), "the server has to be started while no other thread is there"
+    is_alone = _is_alone()
+    assert is_alone, "the server has to be started while no other thread is there"
     sys.stdout.flush()
     sys.stderr.flush()
     reading, writing = os.pipe()

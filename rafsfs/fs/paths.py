@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections import deque
+from collections.abc import Callable
 
 from rafsfs.fs.filesystem import FileSystem
 from rafsfs.types import Nid
@@ -17,18 +19,30 @@ def components(path: bytes) -> list[bytes]:
     return [name for name in path.split(b"/") if name not in (b"", b".")]
 
 
-def trail(filesystem: FileSystem, path: bytes, *, follow_symlinks: bool = True) -> list[tuple[bytes, Nid]]:
+def _spend_nothing(_names: int) -> None:
+    pass
+
+
+def trail(
+    filesystem: FileSystem,
+    path: bytes,
+    *,
+    follow_symlinks: bool = True,
+    spend: Callable[[int], None] = _spend_nothing,
+) -> list[tuple[bytes, Nid]]:
     """Name and inode of every directory below the root that leads to ``path``, and of itself.
 
+    ``spend`` is called with numbers of names before they are looked up, and may raise what it wants.
     Raises FileNotFoundError, NotADirectoryError, or OSError ELOOP, with ``path``.
     """
     found: list[tuple[bytes, Nid]] = []
-    pending = components(path)
+    pending = deque(components(path))
+    spend(len(pending))
     links = 0
     while pending:
-        name = pending.pop(0)
+        name = pending.popleft()
         if name == b"..":
-            found = found[:-1]
+            del found[-1:]
             continue
         try:
             nid = filesystem.lookup(found[-1][1] if found else filesystem.root, name)
@@ -41,7 +55,9 @@ def trail(filesystem: FileSystem, path: bytes, *, follow_symlinks: bool = True) 
             target = filesystem.readlink(nid)
             if target.startswith(b"/"):
                 found = []
-            pending = components(target) + pending
+            more = components(target)
+            spend(len(more))
+            pending.extendleft(reversed(more))
         else:
             found.append((name, nid))
     return found

@@ -58,10 +58,12 @@ class Ends:
         return self._head != before or self._was_read_behind_head
 
     def dropped(self, places: Places) -> Iterator[tuple[Place, bytes]]:
-        """What came of ``places``, still unchecked; keeps nothing of it."""
+        """What came of ``places``, unchecked; keeps nothing of it. Looks at no place if nothing came."""
         with self._lock:
             head, self._head = self._head or b"", None
             tail, self._tail = self._tail, b""
+        if not head and not tail:
+            return
         tail_start = self._file.size - len(tail)
         behind_head = 0
         for index in range(len(places)):
@@ -77,7 +79,10 @@ class Ends:
             yield place, tail[place.offset - tail_start : place.end - tail_start]
 
     def _fetch_both(self, end: int) -> bytes:
-        """The head; the tail is set when it came as well. No thread is left: a fork may follow."""
+        """The head; the tail is set when it came as well. No thread is left: a fork may follow.
+
+        So a store that stalls holds this up until its deadline, whichever of the two it stalls with.
+        """
         start = max(end, self._file.size - TAIL_BYTES)
         if start == self._file.size:
             return self._fetch(0, end)

@@ -11,12 +11,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from support.elf import elf_of
 
-from rafsfs.build.elf import MAGIC, NAME_BYTES_MAX, SEGMENTS_MAX, TAGS_MAX, ElfNeeds, elf_needs
+from rafsfs.build.elf import MAGIC, NAME_BYTES_MAX, SEGMENTS_MAX, TAGS_MAX, ElfNeeds, elf_needs, machine_of
 
 LS = Path("/usr/bin/ls").read_bytes()
 NAMES = st.binary(min_size=1, max_size=40).filter(lambda name: b"\0" not in name)
 NEEDS = st.builds(
-    ElfNeeds, st.just(b"") | NAMES, st.lists(NAMES).map(tuple), st.just(b"") | NAMES, st.just(b"") | NAMES
+    ElfNeeds,
+    st.just(b"") | NAMES,
+    st.lists(NAMES).map(tuple),
+    st.just(b"") | NAMES,
+    st.just(b"") | NAMES,
+    st.just(b""),
 )
 HEADERS = 64 + 56 * LS[56]  # e_phnum: where changes are likely to matter
 DYNAMIC = 16 * 40
@@ -39,7 +44,16 @@ class Reader:
 
 
 def needs_of(data):
-    return elf_needs(Reader(data))
+    return elf_needs(Reader(data))._replace(machine=b"")
+
+
+def dynamic_of(data):
+    """Where the dynamic section of a 64-bit little-endian file starts: its PT_DYNAMIC says so."""
+    for number in range(data[56]):  # e_phnum
+        kind, _, offset = struct.unpack_from("<IIQ", data, 64 + 56 * number)
+        if kind == 2:
+            return offset
+    raise AssertionError("no PT_DYNAMIC")
 
 
 def test_readelf_says_the_same_of_this_machines_programs(tally):
@@ -71,6 +85,15 @@ def test_what_a_file_wants_is_read(bits, order, needs):
     assert needs_of(elf_of(needs, bits=bits, order=order)) == needs
 
 
+def test_machines_are_told_apart():
+    kinds = {
+        machine_of(Reader(elf_of(ElfNeeds(), bits=bits, order=order))) for bits in (32, 64) for order in "<>"
+    }
+    assert len(kinds) == 4
+    assert machine_of(Reader(b"text")) == b""
+    assert elf_needs(Reader(LS)).machine == machine_of(Reader(LS)) == LS[4:6] + LS[18:20]
+
+
 def test_long_files_are_not_read_whole():
     data = elf_of(ElfNeeds(b"/lib/loader", (b"a", b"b"), b"", b"/c")) + bytes(1 << 20)
     reader = Reader(data)
@@ -89,7 +112,7 @@ def test_long_files_are_not_read_whole():
 @example(changes=[(5, 2)], more=[], length=len(LS))
 def test_no_change_makes_it_fail_or_read_much(changes, more, length):
     data = bytearray(LS)
-    dynamic = LS.index(struct.pack("<qQ", 1, 1))  # the first DT_NEEDED, and the first string
+    dynamic = dynamic_of(LS)
     for place, value in [*changes, *((dynamic + place, value) for place, value in more)]:
         data[place] = value
     reader = Reader(bytes(data[:length]))
@@ -118,8 +141,8 @@ def test_tags_and_segments_are_counted():
     header = bytearray(elf_of(ElfNeeds())[:64])
     header[56:58] = b"\xff\xff"
     reader = Reader(bytes(header) + table)
-    assert elf_needs(reader) == ElfNeeds()
-    assert reader.bytes <= 16 + 48 + 56 * SEGMENTS_MAX + 16 * TAGS_MAX
+    assert elf_needs(reader)._replace(machine=b"") == ElfNeeds()
+    assert reader.bytes <= 20 + 16 + 48 + 56 * SEGMENTS_MAX + 16 * TAGS_MAX
 
 
 def test_a_dynamic_section_without_strings():

@@ -18,8 +18,8 @@ from rafsfs.build.program_files import (
     HEAD_BYTES,
     LIST_BYTES_MAX,
     LOADER_CACHE,
-    LOOKUPS_MAX,
     WHOLE_BYTES_MAX,
+    WORK_MAX,
     start_ranges,
 )
 from rafsfs.format.image_config import parse_image_config
@@ -213,29 +213,56 @@ def test_env_may_be_a_link_to_something_else(tree, tmp_path):
     assert ranges_of(tree, tmp_path, Cmd=["/app"])[1][:3] == ["/app", "/usr/bin/busybox", "/usr/bin/node"]
 
 
-def test_searches_have_an_end(tree, tmp_path):
-    """Names that are nowhere, in many directories; configurations that name many, and include many."""
-    names = tuple(b"gone%d" % number for number in range(4000))
-    put(
-        tree,
-        "/usr/bin/tool",
-        elf_of(ElfNeeds(b"", names, b"", b":".join(b"/d%d" % number for number in range(400)))),
-    )
-    put(tree, "/etc/ld.so.conf", b"include /etc/many/*\n" * 3000)
-    for number in range(300):
-        put(tree, f"/etc/many/{number}", b"".join(b"/e%d/%d\n" % (number, line) for line in range(50)))
-    asked = []
+def hostile(tree, case):
+    """Put something into ``tree`` that takes for ever to search; returns settings of a config for it."""
+    if case == "names that are nowhere, in many directories":
+        names = tuple(b"gone%d" % number for number in range(4000))
+        runpath = b":".join(b"/d%d" % number for number in range(400))
+        put(tree, "/usr/bin/tool", elf_of(ElfNeeds(b"", names, b"", runpath)))
+    elif case == "configurations that include many":
+        put(tree, "/etc/ld.so.conf", b"include /etc/many/*zz /etc/many/* /etc/many/?\n" * 1500)
+        for number in range(300):
+            put(tree, f"/etc/many/{number}", b"".join(b"/e%d/%d\n" % (number, line) for line in range(50)))
+        put(tree, "/usr/bin/tool", elf_of(ElfNeeds(b"", (b"a", b"b"))))
+    elif case == "symlinks that go back and forth":
+        (tree / "d").mkdir()
+        for number in range(39):
+            (tree / f"l{number}").symlink_to("d/../" * 800 + f"l{number + 1}")
+        put(tree, "/usr/bin/tool", elf_of(ElfNeeds(b"", tuple(b"/l0/%d" % number for number in range(1000)))))
+    elif case == "a working directory without end":
+        put(tree, "/usr/bin/tool", LS)
+        return {"Cmd": ["tool", *map(str, range(200))], "WorkingDir": "/" + "../" * 100_000}
+    else:
+        names = tuple(b"x%d" % number + b"y" * 4000 for number in range(1000))
+        put(tree, "/usr/bin/tool", elf_of(ElfNeeds(b"", names, b"", b"$ORIGIN/" * 500)))
+    return {"Cmd": ["tool"]}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "names that are nowhere, in many directories",
+        "configurations that include many",
+        "symlinks that go back and forth",
+        "a working directory without end",
+        "names without end",
+    ],
+)
+def test_searches_have_an_end(tree, tmp_path, case):
+    settings = hostile(tree, case)
     with opened(build(tree, tmp_path / "image")) as image:
-        lookup = image.filesystem.lookup
+        lookup, asked = image.filesystem.lookup, 0
 
         def counted(parent, name):
-            asked.append(name)
+            nonlocal asked
+            asked += 1
             return lookup(parent, name)
 
         image.filesystem.lookup = counted
-        config = parse_image_config(json.dumps({"config": {"Cmd": ["tool"]}}).encode())
-        assert start_ranges(image.filesystem, config)
-    assert len(asked) <= 4 * LOOKUPS_MAX
+        config = parse_image_config(json.dumps({"config": settings}).encode())
+        found = start_ranges(image.filesystem, config)
+    assert found[0].path == b"usr/bin/tool"  # what was found before that is listed
+    assert asked <= WORK_MAX
 
 
 def test_not_more_libraries_than_are_worth_it(tree, tmp_path):
@@ -244,6 +271,39 @@ def test_not_more_libraries_than_are_worth_it(tree, tmp_path):
     for name in names:
         put(tree, f"/usr/lib/{name}", name.encode())
     assert len(ranges_of(tree, tmp_path, Cmd=["many"])[1]) == FILES_MAX + 1
+
+
+def test_libraries_of_another_machine_are_passed_over(tree, tmp_path):
+    put(tree, "/usr/bin/tool", elf_of(ElfNeeds(b"", (b"x",))))
+    put(tree, "/etc/ld.so.conf", b"/lib32\n/lib64le\n")
+    put(tree, "/lib32/x", elf_of(ElfNeeds(), bits=32))
+    put(tree, "/lib64le/x", elf_of(ElfNeeds()))
+    assert ranges_of(tree, tmp_path, Cmd=["tool"])[1] == ["/usr/bin/tool", "/lib64le/x"]
+
+
+def test_rpath_is_inherited_and_runpath_is_not(tree, tmp_path):
+    put(tree, "/usr/bin/rpath", elf_of(ElfNeeds(b"", (b"a",), b"/own")))
+    put(tree, "/usr/bin/runpath", elf_of(ElfNeeds(b"", (b"a",), b"", b"/own")))
+    put(tree, "/own/a", elf_of(ElfNeeds(b"", (b"b",))))
+    put(tree, "/own/b", b"")
+    assert ranges_of(tree, tmp_path, Cmd=["rpath"])[1] == ["/usr/bin/rpath", "/own/a", "/own/b"]
+    assert ranges_of(tree, tmp_path, Cmd=["runpath"])[1] == ["/usr/bin/runpath", "/own/a"]
+
+
+def test_the_first_program_that_may_be_run(tree, tmp_path):
+    put(tree, "/first/tool", b"no program")
+    (tree / "first/tool").chmod(0o644)
+    put(tree, "/second/tool", b"#!/usr/bin/env -S A=1 other -u\n")
+    put(tree, "/usr/bin/env", LS)
+    put(tree, "/second/other", LS)
+    _, paths = ranges_of(tree, tmp_path, Cmd=["env", "B=2", "tool"], Env=["PATH=/first:/second:/usr/bin"])
+    assert paths[:3] == ["/usr/bin/env", "/second/tool", "/second/other"]
+
+
+def test_names_of_any_bytes_whatever_the_locale(tree, tmp_path):
+    put(tree, "/\u00e9\u4e2d", b"#!/b\xff\n")
+    put(tree, os.fsdecode(b"/b\xff"), LS)
+    assert ranges_of(tree, tmp_path, Cmd=["/\u00e9\u4e2d"])[1][:2] == ["/\u00e9\u4e2d", "/b\udcff"]
 
 
 def test_what_libraries_need_comes_after_what_the_program_needs(tree, tmp_path):

@@ -57,3 +57,20 @@ def test_nobody_waits_for_what_a_mistake_ended(remote, fetched, work):
             fetched.read_range(index * LENGTH, LENGTH)
     remote.error = None
     assert fetched.read_range(0, 5 * LENGTH) == CONTENT
+
+
+class Untouchable:
+    """Places that cost a round trip to look at."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        raise AssertionError("looked at")
+
+
+def test_places_are_not_looked_at_before_they_are_wanted(remote):
+    file = FetchedFile(remote, Fetcher(None))
+    file.use(Untouchable())
+    with pytest.raises(AssertionError, match="looked at"):
+        file.read_range(0, LENGTH)
