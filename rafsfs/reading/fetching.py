@@ -194,7 +194,7 @@ class FetchedFile:
         self._fetcher.count(cached=len(here), ahead=len(ahead))
         if missing or ahead:
             both = missing | ahead
-            claimed, joined = self._claim(both)
+            claimed, joined = self._claim(both, afresh=not from_cache)
             self._fetcher.count(joined=sum(index in missing for index in joined))
             with self._ended_on_error(claimed):
                 for span in self._spans(sorted(claimed), both):
@@ -256,9 +256,12 @@ class FetchedFile:
         return stream, goes_on, is_late
 
     def _claim(
-        self, places: dict[int, Place]
+        self, places: dict[int, Place], *, afresh: bool = False
     ) -> tuple[dict[int, Future[EncodedBytes]], dict[int, Future[EncodedBytes]]]:
-        """Flights that are ours to bring home, and those of others, by index."""
+        """Flights that are ours to bring home, and those of others, by index.
+
+        One that has landed since the caller looked is one of others, unless ``afresh``.
+        """
         claimed: dict[int, Future[EncodedBytes]] = {}
         joined: dict[int, Future[EncodedBytes]] = {}
         with self._lock:
@@ -268,6 +271,13 @@ class FetchedFile:
                     claimed[index] = self._flights[index] = Future()
                 else:
                     joined[index] = flight
+        if not afresh:
+            for index in tuple(claimed):
+                place = places[index]
+                data = self._fetcher.known(place) if self._fetcher.has(place) else None
+                if data is not None and (flight := self._ended(index)) is not None:
+                    flight.set_result(data)
+                    joined[index] = claimed.pop(index)
         return claimed, joined
 
     def _fetch(self, span: Sequence[int], places: dict[int, Place]) -> None:

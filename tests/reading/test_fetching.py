@@ -59,6 +59,26 @@ def test_nobody_waits_for_what_a_mistake_ended(remote, fetched, work):
     assert fetched.read_range(0, 5 * LENGTH) == CONTENT
 
 
+def test_what_lands_between_a_look_and_a_claim_is_not_fetched_again(remote, fetched):
+    fetcher, requests = fetched._fetcher, []
+    look, stream = fetcher.known, remote.stream_range
+
+    def slow_look(place):
+        """Others bring it home while we think that it is not there."""
+        found = look(place)
+        if not requests:
+            fetched.fetch([0])
+        return found
+
+    def counted(offset, length, take, *, afresh=False):
+        requests.append((offset, length))
+        stream(offset, length, take, afresh=afresh)
+
+    fetcher.known, remote.stream_range = slow_look, counted
+    assert fetched.read_range(0, LENGTH) == CONTENT[:LENGTH]
+    assert requests.count((0, LENGTH)) == 1
+
+
 class Untouchable:
     """Places that cost a round trip to look at."""
 
