@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import subprocess
+from contextlib import closing
 
 import pytest
 from support.fault_proxy import Fault, fault_proxy
@@ -282,8 +283,8 @@ def certificate(tmp_path_factory):
     return folder
 
 
-def ask(http, url):
-    with http.request("GET", url, Deadline(10)) as answer:
+def ask(url):
+    with closing(Http(StoreSettings())) as http, http.request("GET", url, Deadline(10)) as answer:
         return answer.read(1 << 20)
 
 
@@ -301,10 +302,10 @@ def test_own_authority_is_trusted_only_when_named(tmp_path, certificate, image, 
         with pytest.raises(StoreError, match=r"certificate is not trusted.*--ca-file"):
             find_stored(reference, StoreSettings(ca_file=certificate / "other"))
         with pytest.raises(StoreError, match=r"certificate is not trusted.*--ca-file"):  # by the system's
-            ask(Http(StoreSettings()), f"https://{server.host}/v2/")
+            ask(f"https://{server.host}/v2/")
         monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "gone" / "keys"))
         with pytest.raises(StoreError, match=r"TLS cannot be set up.*No such file"):
-            ask(Http(StoreSettings()), f"https://{server.host}/v2/")
+            ask(f"https://{server.host}/v2/")
 
 
 def test_mirror_is_asked_first_and_left_alone_when_it_fails(server, expected):

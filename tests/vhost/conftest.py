@@ -1,5 +1,6 @@
 """Back ends that serve in this process, and a watch on the files that front ends pass to them."""
 
+import gc
 import logging
 from contextlib import ExitStack
 
@@ -10,6 +11,7 @@ from support.vhost_server import BackEnd, Echo, Keeper, open_files
 
 @pytest.fixture(autouse=True)
 def every_file_is_closed():
+    gc.collect()  # what earlier tests left in circles would be closed while we look
     before = open_files()
     yield
     assert open_files() == before
